@@ -1,0 +1,1 @@
+"""attributors of certframe."""

@@ -1,0 +1,54 @@
+"""The built-in implementations, registered through the public hooks like everybody else's. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from certframe.hookspecs import Register, hookimpl
+
+
+@hookimpl
+def certframe_models(register: Register) -> None:
+    """A model small enough for tests."""
+    register("digits", "certframe.models.digits:Digits", "small convolutional net on 8×8 digits, weights included")
+
+
+@hookimpl
+def certframe_attributors(register: Register) -> None:
+    """Methods that need only torch."""
+    register("gradient", "certframe.attributors.gradient:Gradient", "absolute input gradient (saliency)")
+    register("input-x-gradient", "certframe.attributors.gradient:InputXGradient", "input times gradient")
+    register("smoothgrad", "certframe.attributors.gradient:SmoothGrad", "mean gradient over noisy inputs")
+    register("grad-cam", "certframe.attributors.cam:GradCam", "gradient-weighted class activation map")
+
+
+@hookimpl
+def certframe_sparsifiers(register: Register) -> None:
+    """What is counted."""
+    register("top-k", "certframe.sparsifiers.top_k:TopK", "1 for the K % most important pixels, several nested K")
+    register("threshold", "certframe.sparsifiers.threshold:Threshold", "1 where the score exceeds a threshold")
+
+
+@hookimpl
+def certframe_certifiers(register: Register) -> None:
+    """Proofs from counts."""
+    register("pixel", "certframe.certifiers.pixel:Pixel", "label of every pixel within one l2 radius, fixed n")
+
+
+@hookimpl
+def certframe_metrics(register: Register) -> None:
+    """Numbers from certificates."""
+    register("certified-rate", "certframe.metrics.certified_rate:CertifiedRate",
+             "shares of certified important, certified unimportant and abstaining pixels")
+
+
+@hookimpl
+def certframe_datasets(register: Register) -> None:
+    """Pictures."""
+    register("folder", "certframe.datasets.folder:Folder", "a picture, a folder, class subfolders, or a CSV")
+    register("photos", "certframe.datasets.photos:Photos", "three photographs that scikit-image carries")
+    register("digits", "certframe.datasets.digits:DigitImages", "held-out 8×8 digits, included")
+
+
+@hookimpl
+def certframe_executors(register: Register) -> None:
+    """Places of work."""
+    register("local", "certframe.executors.local:Local", "this process")

@@ -1,0 +1,1 @@
+"""certifiers of certframe."""

@@ -1,0 +1,1 @@
+"""sparsifiers of certframe."""
