@@ -1,1 +1,1 @@
-"""statistics of certframe."""
+"""Tests, corrections and bounds: pure functions on integers and float64, with the theorem each implements."""
