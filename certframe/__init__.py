@@ -1,1 +1,69 @@
-"""certframe."""
+"""Certified explanations: which pixels of an image provably drive an image classifier's decision.
+
+    >>> import certframe
+    >>> result = certframe.certify("lite0", "coffee.png", attributor="grad-cam", sigma=0.15)   # doctest: +SKIP
+
+Names are imported when they are used, so that ``import certframe`` costs nothing and does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from certframe.errors import CertframeError, UsageError, suggest
+from certframe.hookspecs import Register, hookimpl
+
+if TYPE_CHECKING:
+    from certframe.interactive import CertifiedExplanation, certify, run
+    from certframe.protocols import (
+        ABSTAIN,
+        Attribution,
+        Attributor,
+        Certificate,
+        Certifier,
+        Dataset,
+        Executor,
+        Explanation,
+        Metric,
+        Model,
+        Options,
+        Rng,
+        Sample,
+        Schedule,
+        Sparsifier,
+        Split,
+    )
+    from certframe.registry import Registry, default_registry
+    from certframe.store import Run, load_run
+    from certframe.tally import Tally
+    from certframe.torch_model import TorchModel, split_module
+
+_HOME = {
+    "certframe.interactive": ("certify", "run", "CertifiedExplanation"),
+    "certframe.protocols": ("ABSTAIN", "Attribution", "Attributor", "Certificate", "Certifier", "Dataset", "Executor",
+                            "Explanation", "Metric", "Model", "Options", "Rng", "Sample", "Schedule", "Sparsifier",
+                            "Split"),
+    "certframe.registry": ("Registry", "default_registry"),
+    "certframe.store": ("Run", "load_run"),
+    "certframe.tally": ("Tally",),
+    "certframe.torch_model": ("TorchModel", "split_module"),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "ABSTAIN", "Attribution", "Attributor", "Certificate", "CertifiedExplanation", "Certifier", "CertframeError",
+    "Dataset", "Executor", "Explanation", "Metric", "Model", "Options", "Register", "Registry", "Rng", "Run", "Sample",
+    "Schedule", "Sparsifier", "Split", "Tally", "TorchModel", "UsageError", "certify", "default_registry", "hookimpl",
+    "load_run", "run", "split_module", "suggest",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULE_OF:
+        return getattr(importlib.import_module(_MODULE_OF[name]), name)
+    raise AttributeError(f"module 'certframe' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

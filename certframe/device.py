@@ -1,0 +1,69 @@
+"""Where the work is done, and identities of models."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from certframe.errors import UsageError, one_line
+
+
+def resolve_device(name: str) -> torch.device:
+    """``cpu``, ``cuda``, ``cuda:1``, … or ``auto`` (the first accelerator, else the CPU) → a device that is there.
+
+    Raises:
+        UsageError: torch does not know the name, or this machine has no such device; lists what it has.
+    """
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return found if found is not None else torch.device("cpu")
+    try:
+        device = torch.device(name)
+        if device.type == "meta":
+            raise UsageError("device 'meta' holds no values: use cpu or an accelerator")
+        if device.type != "cpu":
+            torch.empty(0, device=device)
+    except UsageError:
+        raise
+    except Exception as error:
+        raise UsageError(f"device {name!r} is not there ({_first_sentence(error)}): this machine has "
+                         f"{', '.join(available_devices())}; use --device auto to take the best of them") from error
+    return device
+
+
+def _first_sentence(error: Exception) -> str:
+    return one_line(error).split(". ")[0].split(" (")[0]
+
+
+def available_devices() -> list[str]:
+    """The names of the devices of this machine."""
+    names = ["cpu"]
+    if torch.cuda.is_available():
+        names += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+    if torch.backends.mps.is_available():
+        names.append("mps")
+    return names
+
+
+def weights_hash(module: nn.Module) -> str:
+    """SHA-256 over the names, types, shapes and bytes of all parameters and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(module.state_dict().items()):
+        array = tensor.detach().cpu().contiguous()
+        digest.update(f"{name}|{array.dtype}|{tuple(array.shape)}|".encode())
+        digest.update(array.view(torch.uint8).numpy().tobytes() if array.dim() else repr(array.item()).encode())
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def autocast(device: torch.device, precision: str) -> Iterator[None]:
+    """Autocast to bfloat16 or float16 on the device; nothing for "off"."""
+    if precision == "off":
+        yield
+    else:
+        with torch.autocast(device.type, dtype=getattr(torch, precision)):
+            yield

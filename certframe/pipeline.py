@@ -1,0 +1,417 @@
+"""Data set × attributors × noise levels → run directory, with resumption, progress and adaptive stopping.
+
+The pipeline plans; executors work. It asks for images to be prepared and for ranges of copies to be counted, adds the
+tallies up, certifies when an image has all its copies (or its certifier has seen enough) and stores the result. It is
+the only writer of the run directory.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+import shutil
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from certframe.config import RunConfig
+from certframe.device import resolve_device
+from certframe.errors import CertframeError, UsageError
+from certframe.noise import STREAM
+from certframe.protocols import Certifier, Dataset, Executor
+from certframe.registry import Registry
+from certframe.store import Run, explanation_of, image_key
+from certframe.tally import Interval, Tally
+from certframe.worker import CellSpec, Count, Measure, Prepare, Prepared, Worker, cells_of, component_key
+
+if TYPE_CHECKING:
+    from certframe.protocols import Certificate
+
+CHECKPOINT_SECONDS = 15.0
+"""Counts of images under way are written at least this often."""
+SHARD_SECONDS = 2.0
+"""Ranges of copies grow until one takes about this long."""
+
+
+class Listener(Protocol):
+    """Hears how a run is going."""
+
+    def begin(self, copies: int, done: int) -> None:
+        """So many noisy copies are to be explained in all, so many of them were before."""
+
+    def advance(self, copies: int) -> None:
+        """So many more copies have been explained."""
+
+    def image(self, name: str) -> None:
+        """Work on an image begins."""
+
+    def note(self, message: str) -> None:
+        """Something the user should know."""
+
+
+class Silent:
+    """A listener that does nothing."""
+
+    def begin(self, copies: int, done: int) -> None:
+        """Ignore."""
+
+    def advance(self, copies: int) -> None:
+        """Ignore."""
+
+    def image(self, name: str) -> None:
+        """Ignore."""
+
+    def note(self, message: str) -> None:
+        """Ignore."""
+
+
+@dataclass
+class _CellState:
+    """The counts of one cell of one image, and what is still to be counted."""
+
+    spec: CellSpec
+    missing: deque[Interval]
+    tally: Tally | None = None
+    under_way: int = 0
+    finished: bool = False
+    stopped: str = "all samples"
+    looks: deque[int] = field(default_factory=deque)
+
+
+class _Job:
+    """One image on its way through the run."""
+
+    def __init__(self, index: int, name: str) -> None:
+        self.index, self.name, self.key = index, name, image_key(index, name)
+        self.prepared: Prepared | None = None
+        self.asked = False
+        self.cells: dict[str, _CellState] = {}
+
+    @property
+    def finished(self) -> bool:
+        return self.prepared is not None and all(cell.finished for cell in self.cells.values())
+
+    def begin(self, prepared: Prepared, run: Run, specs: Sequence[CellSpec], samples: int,
+              looks: Sequence[int]) -> None:
+        """Take up the image, with the counts that an earlier attempt has left."""
+        self.prepared = prepared
+        for spec in specs:
+            tally = run.partial(self.key, spec.key)
+            covered = tally.copies if tally else ()
+            ahead = [n for n in looks if tally is None or n >= tally.samples]
+            self.cells[spec.key] = _CellState(spec, deque(_gaps(covered, samples)), tally, looks=deque(ahead))
+
+    def next_task(self, shard: int) -> Prepare | Count | None:
+        """The next piece of work, or None while results have to come in first."""
+        if self.prepared is None:
+            self.asked, before = True, self.asked
+            return None if before else Prepare(self.index)
+        waiting = [cell for cell in self.cells.values() if cell.missing and not cell.finished]
+        if not waiting:
+            return None
+        start = min(cell.missing[0][0] for cell in waiting)
+        group = [cell for cell in waiting if cell.missing[0][0] == start]
+        # Up to the end of a gap or to the next look, and in multiples of the shard, so that an interrupted run goes on
+        # with the batches it would have had anyway.
+        stop = min([start + shard - start % shard, *(cell.missing[0][1] for cell in group)])
+        ahead = [cell.looks[0] for cell in group if cell.looks]
+        if ahead and start >= min(ahead):
+            return None
+        stop = min([stop, *ahead])
+        for cell in group:
+            cell.under_way += 1
+            _take(cell.missing, stop)
+        return Count(self.index, tuple(cell.spec.key for cell in group), start, stop)
+
+
+def _gaps(covered: Sequence[Interval], samples: int) -> Iterator[Interval]:
+    position = 0
+    for start, stop in covered:
+        if position < start:
+            yield position, start
+        position = stop
+    if position < samples:
+        yield position, samples
+
+
+def _take(missing: deque[Interval], stop: int) -> None:
+    _, end = missing.popleft()
+    if stop < end:
+        missing.appendleft((stop, end))
+
+
+class Pipeline:
+    """Carries a run out.
+
+    Args:
+        config: the run.
+        out: its directory; an unfinished run of the same configuration there is resumed.
+        registry: where plugins are looked up.
+        listener: hears of progress.
+    """
+
+    def __init__(self, config: RunConfig, out: Path, *, registry: Registry | None = None,
+                 listener: Listener | None = None) -> None:
+        self.config, self.out, self.registry = config, out, registry
+        self.listener: Listener = listener or Silent()
+        self.specs = cells_of(config)
+        self.run: Run | None = None
+        self._shard = config.batch_size
+        self._saved = time.monotonic()
+        self._jobs: dict[int, _Job] = {}
+
+    # -- before any model work ----------------------------------------------------------------------------------------
+
+    def execute(self) -> Run:
+        """Do what is not done yet.
+
+        Raises:
+            UsageError: something asked for is wrong; nothing has been written.
+            CertframeError: the work failed; what was finished is kept.
+        """
+        config = self.config
+        resolve_device(config.device)
+        self.certifiers: list[Certifier] = [c.build(self.registry) for c in config.certifier]
+        self._require_samples(1, len(config.sparsifier.build(self.registry).levels), "one pixel")
+        dataset: Dataset = config.dataset.build(self.registry)
+        indices = self._indices(dataset)
+        self.run = Run.find(self.out, config)
+        if self.run is not None:
+            with self.run.locked():
+                return self._carry_out(dataset, indices)
+        executor = self._start_executor()
+        try:
+            first, failures = self._first_usable(executor, dataset, indices)
+            self._require_space(len(indices), first)
+            self.run = Run.create(self.out, config, provenance(config, first.weights))
+            with self.run.locked():
+                for index, name, reason in failures:
+                    self._fail(index, name, reason)
+                skip = {index for index, _, _ in failures}
+                return self._work(executor, dataset, [i for i in indices if i not in skip], first)
+        finally:
+            executor.close()
+
+    def _indices(self, dataset: Dataset) -> list[int]:
+        if len(dataset) == 0:
+            raise UsageError(f"data set '{self.config.dataset.name}' has no images: give one that has")
+        return list(range(min(len(dataset), self.config.limit or len(dataset))))
+
+    def _require_samples(self, pixels: int, levels: int, what: str) -> None:
+        for certifier, component in zip(self.certifiers, self.config.certifier, strict=True):
+            needed = certifier.min_samples(pixels, levels)
+            if self.config.samples < needed:
+                raise UsageError(f"{self.config.samples} samples cannot certify anything: certifier '{component.name}' "
+                                 f"needs at least {needed} for {what} (use --samples {needed} or more, or a smaller "
+                                 "tau or larger alpha)")
+
+    def _require_space(self, images: int, first: Prepared) -> None:
+        pixels = sum(m.numel() for m in first.maps) * len(self.config.sigma)
+        levels = len(self.config.sparsifier.build(self.registry).levels)
+        width = 1 if self.config.samples < 256 else 2 if self.config.samples < 65536 else 4
+        needed = images * (first.image.numel() * 4 + pixels * levels * (2 * width + 2))
+        place = self.out.absolute()
+        while not place.exists():
+            place = place.parent
+        free = shutil.disk_usage(place).free
+        if needed > free:
+            raise UsageError(f"the run needs about {needed / 1e9:.1f} GB and {place} has {free / 1e9:.1f} GB free: make "
+                             "room, give another place with --out, or use fewer images with --limit")
+
+    # -- the work ------------------------------------------------------------------------------------------------------
+
+    def _start_executor(self) -> Executor:
+        executor: Executor = self.config.executor.build(self.registry)
+        executor.start(functools.partial(Worker, self.config, self.registry))
+        return executor
+
+    def _first_usable(self, executor: Executor, dataset: Dataset,
+                      indices: Sequence[int]) -> tuple[Prepared, list[tuple[int, str, str]]]:
+        """Prepare the first image that can be used, before anything is written."""
+        failures: list[tuple[int, str, str]] = []
+        error: UsageError | None = None
+        for index in indices:
+            try:
+                prepared: Prepared = executor.submit(Prepare(index)).result()
+            except UsageError as caught:
+                failures.append((index, dataset.name(index), str(caught)))
+                error = error or caught
+            else:
+                self._require_samples_for(prepared)
+                return prepared, failures
+        raise error or UsageError("no image could be used")
+
+    def _require_samples_for(self, prepared: Prepared) -> None:
+        levels = len(self.config.sparsifier.build(self.registry).levels)
+        for component, m in zip(self.config.attributor, prepared.maps, strict=True):
+            self._require_samples(m.numel(), levels, f"the {m.shape[0]}×{m.shape[1]} map of {component.name}")
+
+    def _carry_out(self, dataset: Dataset, indices: Sequence[int]) -> Run:
+        """Resume: start the executor only when something is left to do."""
+        assert self.run is not None
+        left = [i for i in indices if not self.run.is_done(image_key(i, dataset.name(i)))]
+        if not left:
+            self.run.write_table()
+            return self.run
+        executor = self._start_executor()
+        try:
+            return self._work(executor, dataset, left, None, done=len(indices) - len(left))
+        finally:
+            executor.close()
+
+    def _work(self, executor: Executor, dataset: Dataset, indices: Sequence[int], first: Prepared | None,
+              done: int = 0) -> Run:
+        assert self.run is not None
+        self.run.clear_failures() if first is None else None
+        per_image = self.config.samples * len(self.specs)
+        self.listener.begin(per_image * (len(indices) + done), per_image * done)
+        self.run.log("begin", images=len(indices), device=self.config.device, batch_size=self.config.batch_size)
+        queue = deque(indices)
+        under_way: dict[Future[Any], tuple[_Job, Any, float]] = {}
+        try:
+            while queue or self._jobs or under_way:
+                self._fill(executor, dataset, queue, under_way, first)
+                if not under_way:
+                    raise CertframeError("the pipeline has stalled: no task is under way although work is left")
+                for future in wait(under_way, return_when=FIRST_COMPLETED).done:
+                    self._deliver(executor, *under_way.pop(future), future)
+                self._checkpoint()
+        except BaseException:
+            self._checkpoint(force=True)
+            raise
+        self.run.write_table()
+        self.run.log("end")
+        return self.run
+
+    def _fill(self, executor: Executor, dataset: Dataset, queue: deque[int],
+              under_way: dict[Future[Any], tuple[_Job, Any, float]], first: Prepared | None) -> None:
+        """Keep the executor's slots busy: with images under way first, then with new ones."""
+        for job in list(self._jobs.values()):
+            while len(under_way) < executor.slots and (task := job.next_task(self._shard)):
+                under_way[executor.submit(task)] = (job, task, time.monotonic())
+        while queue and len(under_way) < executor.slots:
+            index = queue.popleft()
+            job = self._jobs[index] = _Job(index, dataset.name(index))
+            self.listener.image(job.name)
+            if first is not None and first.index == index:
+                self._begin(job, first)
+            while len(under_way) < executor.slots and (task := job.next_task(self._shard)):
+                under_way[executor.submit(task)] = (job, task, time.monotonic())
+
+    def _deliver(self, executor: Executor, job: _Job, task: Any, since: float, future: Future[Any]) -> None:
+        if job.index not in self._jobs:
+            return  # the image has failed meanwhile
+        try:
+            result = future.result()
+        except UsageError as error:
+            self._fail(job.index, job.name, str(error))
+            del self._jobs[job.index]
+            return
+        if isinstance(task, Prepare):
+            self._begin(job, result)
+        else:
+            self._add(job, task, result, time.monotonic() - since)
+        for cell in job.cells.values():
+            if not cell.finished and self._is_complete(cell):
+                self._finish(executor, job, cell)
+        if job.finished:
+            self._close(job)
+
+    def _begin(self, job: _Job, prepared: Prepared) -> None:
+        assert self.run is not None
+        if self.run.provenance["weights"] != prepared.weights:
+            raise UsageError(f"{self.run.path} was begun with other model weights: give another directory with --out")
+        self.run.save_image(prepared)
+        job.begin(prepared, self.run, self.specs, self.config.samples, self._looks())
+
+    def _looks(self) -> list[int]:
+        schedules = [s for certifier in self.certifiers if (s := certifier.looks()) is not None]
+        return sorted({n for s in schedules for n in s.looks if n < self.config.samples})
+
+    def _add(self, job: _Job, task: Count, result: dict[str, Tally], seconds: float) -> None:
+        for key, tally in result.items():
+            cell = job.cells[key]
+            cell.tally = tally if cell.tally is None else cell.tally.merge(tally)
+            cell.under_way -= 1
+        self.listener.advance((task.stop - task.start) * len(task.cells))
+        if seconds < SHARD_SECONDS / 2 and task.stop - task.start >= self._shard:
+            self._shard *= 2
+
+    def _is_complete(self, cell: _CellState) -> bool:
+        """All copies counted, or every certifier of the run has seen enough."""
+        if cell.under_way:
+            return False
+        if not cell.missing:
+            return True
+        if not (cell.looks and cell.tally and cell.tally.samples >= cell.looks[0]):
+            return False
+        look = cell.looks.popleft()
+        verdicts = [schedule.done(cell.tally) if look in schedule.looks else (False, "")
+                    for certifier in self.certifiers if (schedule := certifier.looks()) is not None]
+        if len(verdicts) == len(self.certifiers) and all(stop for stop, _ in verdicts):
+            cell.stopped = "; ".join(dict.fromkeys(reason for _, reason in verdicts))
+            self.listener.advance(sum(stop - start for start, stop in cell.missing))
+            return True
+        return False
+
+    def _finish(self, executor: Executor, job: _Job, cell: _CellState) -> None:
+        """Certify, measure and store one cell of an image."""
+        assert self.run is not None
+        assert job.prepared is not None
+        assert cell.tally is not None
+        for certifier, component in zip(self.certifiers, self.config.certifier, strict=True):
+            certificate: Certificate = certifier.certify(cell.tally)
+            explanation = explanation_of(job.prepared, cell.spec.attributor, cell.tally, certificate)
+            metrics = executor.submit(Measure(explanation)).result()
+            name = self.config.attributor[cell.spec.attributor].name
+            self.run.save_result(explanation, job.key, cell.spec.key, name, component_key(component), metrics=metrics,
+                                 stopped=cell.stopped)
+            for warning in certificate.warnings:
+                self.listener.note(f"{job.name}, {name}, σ = {cell.spec.sigma:g}: {warning}")
+        cell.finished = True
+
+    def _close(self, job: _Job) -> None:
+        assert self.run is not None
+        self.run.drop_partial(job.key)
+        self.run.log("image", name=job.name)
+        del self._jobs[job.index]
+
+    def _fail(self, index: int, name: str, reason: str) -> None:
+        assert self.run is not None
+        self.run.save_failure(index, name, reason)
+        self.run.log("failure", name=name, reason=reason)
+        self.listener.note(f"skipped {name}: {reason}")
+
+    def _checkpoint(self, *, force: bool = False) -> None:
+        """Write the counts of images under way, now and then and when the run is interrupted."""
+        if self.run is None or not (force or time.monotonic() - self._saved > CHECKPOINT_SECONDS):
+            return
+        for job in self._jobs.values():
+            for key, cell in job.cells.items():
+                if cell.tally is not None and not cell.finished:
+                    cell.tally.save(self.run.tally_path(job.key, key, partial=True))
+        self._saved = time.monotonic()
+
+
+def provenance(config: RunConfig, weights: str) -> dict[str, Any]:
+    """What made a run: versions, owners of the plugins, weights, definition of the noise."""
+    components = [config.model, config.dataset, *config.attributor, config.sparsifier, *config.certifier,
+                  *config.metric, config.executor]
+    return {
+        "weights": weights, "noise": STREAM, "python": platform.python_version(), "machine": platform.machine(),
+        "versions": {name: version(name) for name in ("torch", "numpy", "scipy", "pillow", "pydantic")},
+        "plugins": {f"{c.kind} {c.name}": f"{c.distribution} {c.version}" for c in components},
+    }
+
+
+def execute(config: RunConfig, out: Path, *, registry: Registry | None = None,
+            listener: Listener | None = None) -> Run:
+    """Carry a run out, or resume it; see `Pipeline`."""
+    return Pipeline(config, out, registry=registry, listener=listener).execute()
+
+

@@ -1,0 +1,247 @@
+"""What a place of work does: it holds the model and turns tasks into tallies.
+
+An executor builds one `Worker` per place from the run's configuration; tasks and results travel, models do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from certframe.config import Component, RunConfig
+from certframe.device import resolve_device, weights_hash
+from certframe.errors import CertframeError, UsageError, one_line
+from certframe.files import sha256
+from certframe.registry import Registry
+from certframe.sampling import Cell, Sampler, Subject
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from certframe.protocols import Explanation, Model, Sample
+    from certframe.tally import Tally
+
+
+@dataclass(frozen=True)
+class CellSpec:
+    """One column of a run: an attributor at a noise level, by position in the configuration."""
+
+    key: str
+    attributor: int
+    sigma: float
+
+
+def component_key(component: Component) -> str:
+    """The plugin's name and six digits of its owner's and options' hash: fit for a file, the same in every run."""
+    return f"{component.name}-{sha256(component.fingerprint.encode())[:6]}"
+
+
+def cells_of(config: RunConfig) -> list[CellSpec]:
+    """The attributors × noise levels of a run, in its order."""
+    return [CellSpec(f"{component_key(component)}-s{sigma:g}", i, sigma)
+            for sigma in config.sigma for i, component in enumerate(config.attributor)]
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Task: read an image, fix its target, explain it without noise."""
+
+    index: int
+
+
+@dataclass(frozen=True)
+class Count:
+    """Task: count the copies start, …, stop − 1 of an image for some cells."""
+
+    index: int
+    cells: tuple[str, ...]
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Task: compute the run's metrics on an explanation."""
+
+    explanation: Explanation
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Result of `Prepare`.
+
+    Attributes:
+        image: (C,H,W) float32 in [0, 1] on the CPU.
+        key: content hash of the image.
+        maps: clean attribution (h,w) float32 on the CPU for each attributor of the run.
+        weights: hash of the model's weights.
+    """
+
+    index: int
+    name: str
+    image: Tensor
+    key: str
+    label: int | None
+    target: int
+    target_name: str
+    confidence: float
+    extras: Mapping[str, Any]
+    maps: Sequence[Tensor]
+    weights: str
+
+
+class Worker:
+    """Holds the model, the data set and the plugins of a run, and does its tasks."""
+
+    def __init__(self, config: RunConfig, registry: Registry | None = None) -> None:
+        self.config = config
+        self.device = resolve_device(config.device)
+        self.model = load_model(config, self.device, registry)
+        self.weights = weights_hash(self.model.module)
+        self.dataset = config.dataset.build(registry)
+        self.metrics = [component.build(registry) for component in config.metric]
+        attributors = [component.build(registry) for component in config.attributor]
+        self.cells = {
+            spec.key: Cell(spec.key, config.attributor[spec.attributor].name, attributors[spec.attributor],
+                           config.attributor[spec.attributor].fingerprint, spec.sigma)
+            for spec in cells_of(config)}
+        certifiers = [component.build(registry) for component in config.certifier]
+        self.sampler = Sampler(
+            self.model, config.sparsifier.build(registry), seed=config.seed, batch_size=config.batch_size,
+            cuts=sorted({cut for certifier in certifiers for cut in certifier.cuts if cut < config.samples}),
+            upsample=config.resolution == "input", precision=config.autocast, channels_last=config.channels_last,
+            identity={"weights": self.weights, "model": config.model.fingerprint,
+                      "sparsifier": config.sparsifier.fingerprint})
+        self._last: tuple[int, Subject] | None = None
+
+    def __call__(self, task: Prepare | Count | Measure) -> Any:
+        """Do one task.
+
+        Raises:
+            UsageError: the image, the model or a method cannot be used as asked.
+            CertframeError: a plugin failed in an unforeseen way; names it.
+        """
+        if isinstance(task, Prepare):
+            return self.prepare(task.index)
+        if isinstance(task, Count):
+            return self.count(task)
+        return self.measure(task.explanation)
+
+    def prepare(self, index: int) -> Prepared:
+        """Read an image, fix its target and explain it without noise by every attributor."""
+        sample = self.dataset.load(index)
+        image = to_pixels(self.model, sample)
+        target, confidence = choose_target(self.model, sample, image.to(self.device))
+        subject = self._subject(index, sample, image, target)
+        firsts = {spec.attributor: spec.key for spec in reversed(cells_of(self.config))}
+        maps = [self._guard(self.cells[firsts[i]], lambda cell: self.sampler.clean(subject, cell))
+                for i in range(len(self.config.attributor))]
+        return Prepared(index, sample.name, image, subject.key, sample.label, target, subject.target_name, confidence,
+                        dict(sample.extras), maps, self.weights)
+
+    def count(self, task: Count) -> dict[str, Tally]:
+        """Tallies of the copies start, …, stop − 1, by cell."""
+        if self._last is None or self._last[0] != task.index:
+            sample = self.dataset.load(task.index)
+            image = to_pixels(self.model, sample)
+            self._subject(task.index, sample, image, choose_target(self.model, sample, image.to(self.device))[0])
+        assert self._last is not None
+        subject = self._last[1]
+        cells = [self.cells[key] for key in task.cells]
+        return self._guard(cells, lambda c: self.sampler.sample(subject, c, task.start, task.stop))
+
+    def measure(self, explanation: Explanation) -> dict[str, float]:
+        """All metrics of the run that the explanation has the ingredients for."""
+        values: dict[str, float] = {}
+        have = {"model", *explanation.extras}
+        for metric, component in zip(self.metrics, self.config.metric, strict=True):
+            if metric.requires <= have:
+                needs = "model" in metric.requires
+                values |= guard(component, lambda: dict(metric.compute(  # noqa: B023
+                    replace(explanation, model=self.model) if needs else explanation)))  # noqa: B023
+        return values
+
+    def _subject(self, index: int, sample: Sample, image: Tensor, target: int) -> Subject:
+        memory = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        on_device = image.to(self.device)[None].contiguous(memory_format=memory)[0]
+        subject = Subject.of(sample.name, on_device, target, str(self.model.classes[target]))
+        self._last = (index, subject)
+        return subject
+
+    def _guard(self, cells: Any, work: Any) -> Any:
+        components = [self.config.attributor[spec.attributor] for spec in cells_of(self.config)
+                      if spec.key in {c.key for c in (cells if isinstance(cells, list) else [cells])}]
+        return guard(components[0], lambda: work(cells), components)
+
+
+def guard(component: Component, work: Any, among: Sequence[Component] = ()) -> Any:
+    """Call a plugin; an exception that is not ours becomes one line that names the plugin and its owner."""
+    try:
+        return work()
+    except CertframeError:
+        raise
+    except Exception as error:
+        names = " or ".join(f"'{c.name}' ({c.distribution} {c.version})" for c in among or [component])
+        raise CertframeError(f"{component.kind} {names} failed: {one_line(error)}") from error
+
+
+def load_model(config: RunConfig, device: torch.device, registry: Registry | None = None) -> Model:
+    """Build the model, move it to the device, set memory layout and compilation."""
+    model: Model = config.model.build(registry)
+    model.module.to(device)
+    if config.channels_last:
+        model.module.to(memory_format=torch.channels_last)
+    if config.compile:
+        model.module.compile()
+    return model
+
+
+def to_pixels(model: Model, sample: Sample) -> Tensor:
+    """The sample as the model takes it: (C,H,W) float32 in [0, 1] on the CPU.
+
+    Raises:
+        UsageError: a tensor of the wrong shape or with values outside [0, 1].
+    """
+    if not isinstance(sample.image, torch.Tensor):
+        return model.preprocess(sample.image)
+    image = sample.image.detach().to("cpu", torch.float32)
+    if tuple(image.shape) != tuple(model.input_size):
+        raise UsageError(f"image '{sample.name}' has shape {tuple(image.shape)} and the model takes "
+                         f"{tuple(model.input_size)}: resize it, or give a picture instead of a tensor")
+    low, high = float(image.min()), float(image.max())
+    if not (low >= 0.0 and high <= 1.0):
+        raise UsageError(f"image '{sample.name}' has values from {low:.4g} to {high:.4g}: pixels must be in [0, 1], "
+                         "without the model's normalisation")
+    return image
+
+
+@torch.no_grad()
+def choose_target(model: Model, sample: Sample, image: Tensor) -> tuple[int, float]:
+    """The class to explain (the given label, else the clean prediction) and its softmax confidence.
+
+    Raises:
+        UsageError: the label is not a class of the model, or the model returns NaN.
+    """
+    label = resolve_label(model, sample)
+    logits = model.module(image[None])[0].float()
+    if not bool(torch.isfinite(logits).all()):
+        raise UsageError(f"the model returns NaN or infinite logits for image '{sample.name}': check its weights")
+    target = int(logits.argmax()) if label is None else label
+    return target, float(logits.softmax(dim=0)[target])
+
+
+def resolve_label(model: Model, sample: Sample) -> int | None:
+    """The label as a class index: given as an index, or as a class name in the sample's extras."""
+    count, name = len(model.classes), sample.extras.get("class_name")
+    if sample.label is not None:
+        if not 0 <= sample.label < count:
+            raise UsageError(f"image '{sample.name}' has label {sample.label}, and the model has {count} classes "
+                             f"(0 to {count - 1}): correct the label, or leave it out to explain the prediction")
+        return sample.label
+    if name is None:
+        return None
+    matches = [i for i, c in enumerate(model.classes) if c.lower() == str(name).lower()]
+    return matches[0] if len(matches) == 1 else None
