@@ -231,6 +231,9 @@ class _OptionPlan:
                 continue
             kind, name, option, _ = item
             plugins = self._seen.get(kind, {})
+            if not plugins:
+                raise UsageError(f"option {kind}.{option}: no {kind} is chosen here; options of {', '.join(self._seen)} "
+                                 "can be given")
             if name is not None:
                 raise UsageError(f"option {kind}.{name}.{option}: this run has no {kind} '{name}'"
                                  f"{suggest(name, plugins) or '; it has ' + ', '.join(plugins)}")
@@ -278,6 +281,19 @@ def component(kind: str, reference: Reference, registry: Registry | None = None,
                          f" (see 'certframe describe {entry.name}')") from error
     return Component(kind=kind, name=entry.name, options=options.model_dump(mode="json"),
                      distribution=entry.distribution, version=entry.version)
+
+
+def resolve_component(kind: str, reference: Reference, overrides: Sequence[str] = (), *,
+                      registry: Registry | None = None) -> Component:
+    """One plugin by itself, with ``kind.option=value`` texts for it.
+
+    Raises:
+        UsageError: unknown name, or an option that it does not have.
+    """
+    plan = _OptionPlan({}, [parse_option(text) for text in overrides])
+    found = component(kind, reference, registry, plan)
+    plan.refuse_unused()
+    return found
 
 
 def _split_reference(kind: str, text: str, registry: Registry) -> tuple[str, str | None]:

@@ -1,0 +1,48 @@
+"""A run from Python."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from certframe.config import read_file, resolve
+from certframe.pipeline import execute
+from certframe.registry import Registry
+from certframe.store import Run
+
+
+def run(out: str | Path, experiment: str | Path | Mapping[str, Any] | None = None, *,
+        options: Mapping[str, Any] | None = None, registry: Registry | None = None, **settings: Any) -> Run:
+    """Carry out a run, or resume it, and return its directory opened for reading.
+
+    Args:
+        out: the run directory.
+        experiment: a TOML file, or its content as a mapping; settings and options given here win over it.
+        options: ``{"certifier.tau": 0.8, "attributor.rise.masks": 2000}``.
+        registry: where names are looked up.
+        settings: ``model``, ``dataset``, ``attributor``, ``sigma``, ``samples``, ``limit``, ``device``, …; the settings
+            of an experiment file.
+
+    Raises:
+        UsageError: something asked for is wrong; nothing has been written.
+        CertframeError: the work failed; what was finished is kept.
+
+    Example:
+        >>> import certframe
+        >>> result = certframe.run("runs/digits", model="digits", dataset="digits", attributor="gradient", limit=2,
+        ...                        options={"sparsifier.k": 25})        # doctest: +SKIP
+        >>> result.table().num_rows                                     # doctest: +SKIP
+        10
+    """
+    request = experiment if isinstance(experiment, Mapping) or experiment is None else read_file(Path(experiment))
+    texts = [f"{key}={_toml(value)}" for key, value in (options or {}).items()]
+    config = resolve(request, texts, settings=settings, registry=registry,
+                     source=str(experiment) if isinstance(experiment, str | Path) else "the settings")
+    return execute(config, Path(out), registry=registry)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(list(value)) if isinstance(value, tuple) else repr(value) if isinstance(value, str) else str(value)

@@ -1,0 +1,41 @@
+"""Other certificates from the stored counts of a run, without a model."""
+
+from __future__ import annotations
+
+from certframe.config import Component
+from certframe.errors import UsageError
+from certframe.registry import Registry
+from certframe.store import Run, explanation_of
+from certframe.worker import cells_of, component_key
+
+
+def recertify(run: Run, component: Component, registry: Registry | None = None) -> str:
+    """Certify everything that is finished with another certifier, and measure what needs no model.
+
+    Returns:
+        The certifier's key in the run's files and table.
+
+    Raises:
+        UsageError: nothing is finished yet, or the certifier needs what the tallies do not have.
+    """
+    certifier = component.build(registry)
+    metrics = [c.build(registry) for c in run.config.metric]
+    key, found = component_key(component), 0
+    for image in run.image_keys():
+        record = None
+        for cell in cells_of(run.config):
+            if not run.tally_path(image, cell.key).exists():
+                continue
+            record, found = record or run.image(image), found + 1
+            tally = run.tally(image, cell.key)
+            explanation = explanation_of(record.prepared, cell.attributor, tally, certifier.certify(tally))
+            values: dict[str, float] = {}
+            for metric in metrics:
+                if metric.requires <= set(explanation.extras):
+                    values |= metric.compute(explanation)
+            run.save_result(explanation, image, cell.key, run.config.attributor[cell.attributor].name, key,
+                            metrics=values, stopped="certified again")
+    if not found:
+        raise UsageError(f"{run.path} has no finished image yet: let 'certframe run' finish one first")
+    run.write_table()
+    return key
