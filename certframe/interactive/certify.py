@@ -110,9 +110,9 @@ def certify(
     chosen = {kind: _component(kind, name, given, registry) for kind, name in
               (("attributor", attributor), ("sparsifier", sparsifier), ("certifier", certifier))}
     _refuse_other_kinds(given, {*chosen, "model"})
-    wrapped, place = _model(model, image, device, given, registry)
     picture = as_image(image)
-    sample = Sample(picture.name, picture.image, target)
+    wrapped, place = _model(model, picture, device, given, registry)
+    sample = Sample(Path(image).stem if isinstance(image, str | Path) else "image", picture, target)
     pixels = to_pixels(wrapped, sample).to(place)
     klass, confidence = choose_target(wrapped, sample, pixels)
     prover: Certifier = chosen["certifier"].build(registry)
@@ -158,21 +158,17 @@ def _refuse_other_kinds(given: Mapping[str, Any], kinds: set[str]) -> None:
             raise UsageError(f"option {key!r} is not of the form kind.option with a kind of {', '.join(sorted(kinds))}")
 
 
-def _model(model: str | Model | nn.Module, image: Any, device: Any, given: Mapping[str, Any],
+def _model(model: str | Model | nn.Module, picture: Any, device: Any, given: Mapping[str, Any],
            registry: Registry | None) -> tuple[Model, torch.device]:
-    """The model as a `Model`, on its device."""
+    """The model as a `Model`, on its device; a module that is given stays as and where it is."""
     import torch
+    wrapped: Model
     if isinstance(model, str):
-        built: Model = _component("model", model, given, registry).build(registry)
-        place = resolve_device(str(device or "auto"))
-        built.module.to(place)
-        return built, place
-    module = model if isinstance(model, torch.nn.Module) else model.module
-    parameter = next(module.parameters(), None)
-    place = resolve_device(str(device)) if device is not None else \
-        parameter.device if parameter is not None else torch.device("cpu")
-    module.to(place)
-    if not isinstance(model, torch.nn.Module):
-        return model, place
-    size = tuple(image.shape) if isinstance(image, torch.Tensor) and image.dim() == 3 else (3, 224, 224)
-    return TorchModel.infer(model, input_size=size), place
+        wrapped, place = _component("model", model, given, registry).build(registry), resolve_device(str(device or "auto"))
+    else:
+        size = tuple(picture.shape) if isinstance(picture, torch.Tensor) else (3, 224, 224)
+        wrapped = TorchModel(model, size) if isinstance(model, torch.nn.Module) else model
+        parameter = next(wrapped.module.parameters(), torch.empty(0))
+        place = parameter.device if device is None else resolve_device(str(device))
+    wrapped.module.to(place)
+    return wrapped, place
