@@ -166,7 +166,7 @@ def _rows(table: Path, stream: Iterator[str]) -> Iterator[tuple[int, str, int | 
             continue
         where = f"'{table}' line {reader.line_num}"
         if len(cells) != len(header):
-            raise UsageError(f"{where} has {len(cells)} cells, the header {len(header)}: quote a cell that has commas in "
+            raise UsageError(f"{where} has {len(cells)} cells, the header {len(header)}: quote a cell with commas in "
                              "it, and keep the comma before an empty one")
         row = {column: cells[header.index(column)].strip() for column in COLUMNS}
         if not row["path"] or not (table.parent / row["path"]).is_file():
