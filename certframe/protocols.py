@@ -54,7 +54,10 @@ class Rng(Protocol):
     the batch the copy happens to be in. That is what makes a batch of n give what n batches of one give.
     """
 
-    device: torch.device
+    @property
+    def device(self) -> torch.device:
+        """Where the draws are."""
+        ...
 
     def normal(self, *shape: int) -> Tensor:
         """Standard normal float32 draws of shape ``(B, *shape)``."""
@@ -95,12 +98,20 @@ class Split:
 class Model(Protocol):
     """A differentiable image classifier on pixels."""
 
-    input_size: tuple[int, int, int]
-    """C, H, W."""
-    classes: Sequence[str]
-    """One name per logit."""
-    module: nn.Module
-    """(B,C,H,W) in pixel units → logits (B, classes). In eval mode, frozen, with its normalisation inside."""
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """C, H, W."""
+        ...
+
+    @property
+    def classes(self) -> Sequence[str]:
+        """One name per logit."""
+        ...
+
+    @property
+    def module(self) -> nn.Module:
+        """(B,C,H,W) in pixel units → logits (B, classes). In eval mode, frozen, with its normalisation inside."""
+        ...
 
     def preprocess(self, image: Image) -> Tensor:
         """A picture of any size → (C,H,W) float32 in [0, 1] on the CPU, resized and cropped as the model expects."""
@@ -160,12 +171,20 @@ class Sparsifier(Protocol):
     """Turns a map into one or more levels of [0, 1]-valued importance: what is counted, and so what is certified."""
 
     Options: ClassVar[type[BaseModel]]
-    levels: Sequence[str]
-    """A label per level, e.g. ``("50", "25", "5")`` for three values of K."""
-    nested: bool
-    """True when every level contains the next: 1 at level l+1 implies 1 at level l, in every copy."""
-    binary: bool
-    """True when the levels are 0/1 (returned as bool), False when they are float in [0, 1]."""
+    @property
+    def levels(self) -> Sequence[str]:
+        """A label per level, e.g. ``("50", "25", "5")`` for three values of K."""
+        ...
+
+    @property
+    def nested(self) -> bool:
+        """True when every level contains the next: 1 at level l+1 implies 1 at level l, in every copy."""
+        ...
+
+    @property
+    def binary(self) -> bool:
+        """True when the levels are 0/1 (returned as bool), False when they are float in [0, 1]."""
+        ...
 
     def sparsify(self, maps: Tensor) -> Tensor:
         """(B,h,w) finite float32 → (B,L,h,w), bool when `binary`, else float32 in [0, 1]. Pure; no host sync."""
@@ -230,8 +249,10 @@ class Certifier(Protocol):
     """Turns counts into a proof: a pure function of a tally."""
 
     Options: ClassVar[type[BaseModel]]
-    cuts: Sequence[int]
-    """Numbers of copies at which the tally has to be split (a selection sample, looks), usually empty."""
+    @property
+    def cuts(self) -> Sequence[int]:
+        """Numbers of copies at which the tally has to be split (a selection sample, looks), usually empty."""
+        ...
 
     def certify(self, tally: Tally) -> Certificate:
         """The certificate for these counts.
@@ -286,8 +307,10 @@ class Metric(Protocol):
     """Named numbers that say how good an explanation or its certificate is."""
 
     Options: ClassVar[type[BaseModel]]
-    requires: frozenset[str]
-    """What the explanation must carry: ``"model"``, or keys of `extras` such as ``"boxes"`` or ``"grid"``."""
+    @property
+    def requires(self) -> frozenset[str]:
+        """What the explanation must carry: ``"model"``, or keys of `extras` such as ``"boxes"`` or ``"grid"``."""
+        ...
 
     def compute(self, explanation: Explanation) -> Mapping[str, float]:
         """One value per name; names are lower case with ``.`` between a quantity and its level (``certified.50``)."""
@@ -339,8 +362,10 @@ class Executor(Protocol):
     """
 
     Options: ClassVar[type[BaseModel]]
-    slots: int
-    """How many tasks are worth having under way at once."""
+    @property
+    def slots(self) -> int:
+        """How many tasks are worth having under way at once."""
+        ...
 
     def start(self, factory: Callable[[], Callable[[Any], Any]]) -> None:
         """Get ready to run tasks with the worker that `factory()` returns."""

@@ -179,7 +179,7 @@ class Sampler:
     def _check(self, counter: _Counter, subject: Subject, cell: Cell, batches: Sequence[tuple[int, int]]) -> None:
         """The only look at the device: were all maps finite? If not, explain the first bad batch again and count."""
         finite = torch.isfinite(torch.stack(counter.flags)).all(dim=1).cpu().numpy()
-        for low, high in [batches[i] for i in np.flatnonzero(~finite)]:
+        for low, high in [batches[int(i)] for i in np.flatnonzero(~finite)]:
             unit = GaussianNoise(self.seed, subject.key).draw(low, high, subject.image.shape, subject.image.device)
             noisy = torch.add(subject.image, unit, alpha=cell.sigma).contiguous(memory_format=self._format)
             attribution = self._attribute(subject, cell, noisy, range(low, high))

@@ -151,7 +151,8 @@ class Worker:
         assert self._last is not None
         subject = self._last[1]
         cells = [self.cells[key] for key in task.cells]
-        return self._guard(cells, lambda c: self.sampler.sample(subject, c, task.start, task.stop))
+        counted: dict[str, Tally] = self._guard(cells, lambda c: self.sampler.sample(subject, c, task.start, task.stop))
+        return counted
 
     def measure(self, explanation: Explanation) -> dict[str, float]:
         """All metrics of the run that the explanation has the ingredients for."""

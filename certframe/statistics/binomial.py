@@ -28,7 +28,7 @@ def two_sided_p_values(n: int, tau: float) -> np.ndarray:
     p' = 1 − p, which for m > (n + 1)/2 is convex in p and symmetric about ½, hence largest at p = τ. No copies have to
     be set aside for choosing the label. Only entries with m > n/2 are meant to be used.
     """
-    return upper_tail(n, tau)[: n + 1] + upper_tail(n, 1.0 - tau)[: n + 1]
+    return np.asarray(upper_tail(n, tau)[: n + 1] + upper_tail(n, 1.0 - tau)[: n + 1])
 
 
 def smoothing_radius(sigma: float, tau: float) -> float:

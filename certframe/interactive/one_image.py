@@ -166,8 +166,11 @@ def _model(model: str | Model | nn.Module, picture: Any, device: Any, given: Map
     if isinstance(model, str):
         wrapped, place = _component("model", model, given, registry).build(registry), resolve_device(str(device or "auto"))
     else:
-        size = tuple(picture.shape) if isinstance(picture, torch.Tensor) else (3, 224, 224)
-        wrapped = TorchModel(model, size) if isinstance(model, torch.nn.Module) else model
+        if isinstance(model, torch.nn.Module):
+            size = (*picture.shape,) if isinstance(picture, torch.Tensor) else (3, 224, 224)
+            wrapped = TorchModel(model, size)  # type: ignore[arg-type]  # TorchModel checks the length
+        else:
+            wrapped = model
         parameter = next(wrapped.module.parameters(), torch.empty(0))
         place = parameter.device if device is None else resolve_device(str(device))
     wrapped.module.to(place)
