@@ -1,0 +1,114 @@
+"""Attributions from the gradient of a logit with respect to the input, at the input's resolution."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from certframe import protocols
+from certframe.protocols import Attribution
+
+if TYPE_CHECKING:
+    from certframe.protocols import Model, Rng
+
+
+def input_gradient(module: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """∂f_c/∂x for the class ``targets[b]`` of each row, and the logits.
+
+    Args:
+        module: (B,C,H,W) → logits (B, classes).
+        inputs: (B,C,H,W) in pixel units.
+        targets: (B,) int64.
+
+    Returns:
+        The gradient (B,C,H,W) and the logits (B, classes), both float32 and detached.
+    """
+    x = inputs.detach().requires_grad_()
+    logits = module(x)
+    # Rows do not meet in a classifier in eval mode, so the gradient of the sum holds each row's own gradient.
+    gradient, = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), x)
+    return gradient.float(), logits.detach().float()
+
+
+class Gradient:
+    """Saliency: Σ over channels of |∂f_c/∂x|, f_c the logit of the class.
+
+    K. Simonyan, A. Vedaldi, A. Zisserman. Deep inside convolutional networks. ICLR workshop 2014.
+    """
+
+    class Options(protocols.Options):
+        """`gradient` has no options."""
+
+    needs_gradients: ClassVar[bool] = True
+    deterministic: ClassVar[bool] = True
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or self.Options()
+
+    def attribute(self, model: Model, inputs: Tensor, targets: Tensor, *, rng: Rng) -> Attribution:
+        """(B,H,W) maps, all ≥ 0, and the logits; one forward and one backward pass."""
+        gradient, logits = input_gradient(model.module, inputs, targets)
+        return Attribution(gradient.abs_().sum(1), logits)
+
+
+class InputXGradient:
+    """Input times gradient: Σ over channels of x ⊙ ∂f_c/∂x, signed, x in pixel units.
+
+    A. Shrikumar, P. Greenside, A. Shcherbina, A. Kundaje. Not just a black box. arXiv:1605.01713, 2016.
+    """
+
+    class Options(protocols.Options):
+        """`input-x-gradient` has no options."""
+
+    needs_gradients: ClassVar[bool] = True
+    deterministic: ClassVar[bool] = True
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or self.Options()
+
+    def attribute(self, model: Model, inputs: Tensor, targets: Tensor, *, rng: Rng) -> Attribution:
+        """(B,H,W) maps of either sign, and the logits; one forward and one backward pass."""
+        gradient, logits = input_gradient(model.module, inputs, targets)
+        return Attribution(gradient.mul_(inputs.detach()).sum(1), logits)
+
+
+class SmoothGrad:
+    """Σ over channels of |mean of ∂f_c/∂x at x + δ|, δ ~ N(0, s²I), s a fraction of the image's own range.
+
+    Each of the noisy copies that certframe makes of an image is explained with fresh noise δ on top, drawn from
+    the copy's own stream; the logits of the copy itself are not computed.
+
+    D. Smilkov, N. Thorat, B. Kim, F. Viégas, M. Wattenberg. SmoothGrad. arXiv:1706.03825, 2017.
+    """
+
+    class Options(protocols.Options):
+        """Options of `smoothgrad`."""
+
+        samples: int = Field(50, ge=1, description="number of noisy inputs per map")
+        noise: float = Field(0.2, gt=0, description="s as a fraction of the range (max − min) of each input")
+        chunk: int = Field(32, ge=1, description="noisy inputs in one pass at most; bounds the memory, not the result")
+
+    needs_gradients: ClassVar[bool] = True
+    deterministic: ClassVar[bool] = False
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or self.Options()
+
+    def attribute(self, model: Model, inputs: Tensor, targets: Tensor, *, rng: Rng) -> Attribution:
+        """(B,H,W) maps, all ≥ 0; `samples` forward and backward passes."""
+        options, x = self.options, inputs.detach()
+        spread = options.noise * (x.flatten(1).amax(1) - x.flatten(1).amin(1)).view(-1, 1, 1, 1)
+        total = torch.zeros_like(x, dtype=torch.float32)
+        repeats = max(1, options.chunk // len(x))
+        for start in range(0, options.samples, repeats):
+            # One draw per sample, so that the noise does not depend on how the samples are grouped.
+            draws = [x + spread * rng.normal(*x.shape[1:]) for _ in range(min(repeats, options.samples - start))]
+            rows, classes = torch.cat(draws), targets.repeat(len(draws))
+            parts = zip(torch.split(rows, options.chunk), torch.split(classes, options.chunk), strict=True)
+            gradients = torch.cat([input_gradient(model.module, part, wanted)[0] for part, wanted in parts])
+            for gradient in torch.split(gradients, len(x)):
+                total += gradient
+        return Attribution((total / options.samples).abs_().sum(1))
