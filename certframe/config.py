@@ -52,7 +52,7 @@ class Settings(BaseModel):
     limit: int | None = Field(None, ge=1, description="use only the first so many images of the data set")
     resolution: Literal["native", "input"] = Field(
         "native", description="certify feature maps at their own resolution, or upsampled bilinearly to the image's")
-    autocast: Literal["off", "bfloat16", "float16"] = Field("off", description="reduced precision of the model's passes")
+    autocast: Literal["off", "bfloat16", "float16"] = Field("off", description="reduced precision of the passes")
     batch_size: int = Field(32, ge=1, description="noisy copies in one pass of the model; changes no result")
     device: str = Field("auto", description="cpu, cuda, cuda:1, … or auto: the first accelerator there is")
     channels_last: bool = Field(False, description="channels-last memory layout, faster for many convolutional nets")
@@ -78,7 +78,7 @@ class Request(Settings):
     sparsifier: References = Field(default=PLUGIN_DEFAULTS["sparsifier"], max_length=1, description="what is counted")
     certifier: References = Field(default=PLUGIN_DEFAULTS["certifier"], description="certifiers")
     metric: References = Field(default=PLUGIN_DEFAULTS["metric"], description="metrics")
-    executor: References = Field(default=PLUGIN_DEFAULTS["executor"], max_length=1, description="where the work is done")
+    executor: References = Field(default=PLUGIN_DEFAULTS["executor"], max_length=1, description="where work is done")
     options: dict[str, dict[str, Any]] = Field(default={}, description="options of the plugins, by kind")
 
 
@@ -232,8 +232,8 @@ class _OptionPlan:
             kind, name, option, _ = item
             plugins = self._seen.get(kind, {})
             if not plugins:
-                raise UsageError(f"option {kind}.{option}: no {kind} is chosen here; options of {', '.join(self._seen)} "
-                                 "can be given")
+                raise UsageError(f"option {kind}.{option}: no {kind} is chosen here; options of "
+                                 f"{', '.join(self._seen)} can be given")
             if name is not None:
                 raise UsageError(f"option {kind}.{name}.{option}: this run has no {kind} '{name}'"
                                  f"{suggest(name, plugins) or '; it has ' + ', '.join(plugins)}")

@@ -27,7 +27,7 @@ class Register(Protocol):
     """The function that a hook calls for each implementation."""
 
     def __call__(self, name: str, target: str, summary: str = "") -> None:
-        """Announce ``name`` (lower case, digits, ``-``, ``+``), implemented by the class at ``"package.module:Class"``."""
+        """Announce ``name`` (lower case, digits, ``-``, ``+``), implemented by the class ``"package.module:Class"``."""
         ...
 
 

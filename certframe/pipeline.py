@@ -220,8 +220,8 @@ class Pipeline:
             place = place.parent
         free = shutil.disk_usage(place).free
         if needed > free:
-            raise UsageError(f"the run needs about {needed / 1e9:.1f} GB and {place} has {free / 1e9:.1f} GB free: make "
-                             "room, give another place with --out, or use fewer images with --limit")
+            raise UsageError(f"the run needs about {needed / 1e9:.1f} GB and {place} has {free / 1e9:.1f} GB free: "
+                             "make room, give another place with --out, or use fewer images with --limit")
 
     # -- the work ------------------------------------------------------------------------------------------------------
 

@@ -57,8 +57,8 @@ class Entry:
             found = getattr(importlib.import_module(module), attribute)
         except Exception as error:
             raise UsageError(
-                f"{self.kind} '{self.name}' of {self.distribution} {self.version} cannot be imported: {one_line(error)} "
-                f"(repair or uninstall {self.distribution})") from error
+                f"{self.kind} '{self.name}' of {self.distribution} {self.version} cannot be imported: "
+                f"{one_line(error)} (repair or uninstall {self.distribution})") from error
         if not isinstance(found, type):
             raise UsageError(f"{self.kind} '{self.name}' of {self.distribution}: {self.target} is not a class")
         return found
@@ -179,7 +179,8 @@ class Registry:
         package = INSTALL_HINTS.get(name)
         broken = [b for b in self.broken if b.distribution == package or name in (b.name, b.distribution)]
         if broken:
-            return f"{text}: the plugin {broken[0].distribution} is broken ({broken[0].reason}); see 'certframe plugins'"
+            bad = broken[0]
+            return f"{text}: the plugin {bad.distribution} is broken ({bad.reason}); see 'certframe plugins'"
         if package:
             return f"{text}: it comes with the package {package}; install it with 'pip install {package}'"
         others = [k for k in HOOKS if k != kind and any(e.name == name for e in self._entries[k])]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -159,9 +160,9 @@ class Sampler:
 
     def _pieces(self, low: int, high: int) -> list[tuple[int, slice]]:
         """Which rows of the batch low…high belong to which segment."""
-        edges = [0, *self.cuts, 2**62]
+        edges = pairwise([0, *self.cuts, 2**62])
         return [(s, slice(max(a, low) - low, min(b, high) - low))
-                for s, (a, b) in enumerate(zip(edges, edges[1:], strict=False)) if max(a, low) < min(b, high)]
+                for s, (a, b) in enumerate(edges) if max(a, low) < min(b, high)]
 
     def _attribute(self, subject: Subject, cell: Cell, inputs: Tensor, copies: Sequence[int]) -> Attribution:
         targets = torch.full((inputs.shape[0],), subject.target, dtype=torch.int64, device=inputs.device)

@@ -47,7 +47,8 @@ FORMAT = 1
 LEDGER = pa.schema([
     ("image", pa.string()), ("name", pa.string()), ("cell", pa.string()), ("attributor", pa.string()),
     ("sigma", pa.float64()), ("certifier", pa.string()), ("samples", pa.int64()), ("stopped", pa.string()),
-    ("metric", pa.string()), ("value", pa.float64()), ("tally_sha256", pa.string()), ("certificate_sha256", pa.string()),
+    ("metric", pa.string()), ("value", pa.float64()), ("tally_sha256", pa.string()),
+    ("certificate_sha256", pa.string()),
 ])
 
 

@@ -143,8 +143,8 @@ class Tally:
             raise CertframeError(f"{path} is damaged ({' '.join(str(error).split())}): delete it and run the same "
                                  "command again") from error
         if header["format"] > FORMAT:
-            raise UsageError(f"{path} was written by a newer certframe (format {header['format']}, this one reads up to "
-                             f"{FORMAT}): upgrade certframe")
+            raise UsageError(f"{path} was written by a newer certframe (format {header['format']}, this one reads up "
+                             f"to {FORMAT}): upgrade certframe")
         return cls(
             segments=arrays["segments"], votes=arrays.get("votes"), levels=tuple(header["levels"]),
             copies=tuple((a, b) for a, b in header["copies"]), sigma=header["sigma"], cuts=tuple(header["cuts"]),

@@ -14,8 +14,8 @@ __all__ = ["app", "main"]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line and exit.
 
-    Exit codes: 0 done, 1 failed, 2 wrong use (nothing was written), 3 a gate of --fail-under was not met, 130 stopped by
-    the user.
+    Exit codes: 0 done, 1 failed, 2 wrong use (nothing was written), 3 a gate of --fail-under was not met, 130 stopped
+    by the user.
     """
     try:
         app(args=list(arguments) if arguments is not None else None, prog_name="certframe")

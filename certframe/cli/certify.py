@@ -25,7 +25,6 @@ def certify(
     Each certificate holds with its own confidence; choosing the best of several after looking is not covered by any.
 
     Examples:
-
     `certframe certify runs/demo --tau 0.9`
 
     `certframe certify runs/demo -o certifier.correction=paper --json`

@@ -73,8 +73,8 @@ def _type(schema: dict[str, Any]) -> str:
         return " | ".join(_type(option) for option in schema["anyOf"])
     if schema.get("type") == "array":
         return f"list of {_type(schema.get('items', {}))}"
-    bounds = [f"{sign} {schema[key]:g}" for key, sign in
-              (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<")) if key in schema]
+    signs = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+    bounds = [f"{sign} {schema[key]:g}" for key, sign in signs.items() if key in schema]
     return " ".join([str(schema.get("format", schema.get("const", schema.get("type", "any")))), *bounds])
 
 

@@ -56,7 +56,7 @@ PluginOptions = Annotated[list[str] | None, typer.Option(
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 FailUnder = Annotated[list[str] | None, typer.Option(
     "--fail-under", metavar="METRIC=VALUE", rich_help_panel="What is certified",
-    help="Exit with code 3 when a mean is below the value: certified-rate=0.3, or one number such as certified.25=0.1.")]
+    help="Exit with code 3 when a mean is below the value: certified-rate=0.3, or one such as certified.25=0.1.")]
 RunDirectory = Annotated[Path, typer.Argument(help="Directory that 'certframe run' wrote.", show_default=False)]
 
 

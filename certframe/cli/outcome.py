@@ -27,7 +27,7 @@ def parse_gates(texts: Sequence[str] | None) -> list[tuple[str, float]]:
         try:
             gates.append((name.strip(), float(value)))
         except ValueError:
-            raise UsageError(f"--fail-under {text!r} is not of the form METRIC=VALUE, such as certified-rate=0.3") from None
+            raise UsageError(f"--fail-under {text!r} is not METRIC=VALUE, such as certified-rate=0.3") from None
     return gates
 
 
@@ -83,7 +83,8 @@ def failed_gates(found: Sequence[Mean], gates: Sequence[tuple[str, float]]) -> l
     """
     lines = []
     for name, bound in gates:
-        chosen = [m for m in found if m.metric == name or (name == "certified-rate" and m.metric.startswith("certified."))]
+        chosen = [m for m in found
+                  if m.metric == name or (name == "certified-rate" and m.metric.startswith("certified."))]
         if not chosen:
             known = ", ".join(sorted({m.metric for m in found}))
             raise UsageError(f"--fail-under: nothing called '{name}' was measured; there are certified-rate, {known}")

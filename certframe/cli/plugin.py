@@ -60,7 +60,8 @@ def check(
         for row in rows:
             colour = {"passed": "green", "failed": "red", "skipped": "yellow"}[row["outcome"]]
             typer.secho(f"{row['outcome']:<8}", fg=colour, nl=False)
-            typer.echo(f"{row['kind']} {row['name']}: {row['check']}" + (f": {row['message']}" if row["message"] else ""))
+            message = f": {row['message']}" if row["message"] else ""
+            typer.echo(f"{row['kind']} {row['name']}: {row['check']}{message}")
     failed = sum(row["outcome"] == "failed" for row in rows)
     if failed:
         typer.secho(f"{failed} of {len(rows)} checks failed", err=True, fg="red")

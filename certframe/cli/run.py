@@ -62,8 +62,8 @@ def run(
         "--compile/--no-compile", help="torch.compile the model.", show_default="no", rich_help_panel=_CARRY)] = None,
     executor: options.Executor = None,
     allocator: Annotated[bool, typer.Option(
-        "--tune-allocator/--no-tune-allocator", help="On a CPU, keep freed memory in the process: 1.5 to 4 times faster "
-                                                     "model passes.", rich_help_panel=_CARRY)] = True,
+        "--tune-allocator/--no-tune-allocator", rich_help_panel=_CARRY,
+        help="On a CPU, keep freed memory in the process, for faster model passes.")] = True,
     write_report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.",
                                                rich_help_panel=_CARRY)] = True,
     as_json: options.Json = False,
@@ -74,7 +74,6 @@ def run(
     Started again with the same settings, it resumes what was interrupted and repeats nothing.
 
     Examples:
-
     `certframe run` explains the bundled photographs with the bundled model.
 
     `certframe run --data photos/ --attributor rise --attributor grad-cam -k 50 -k 25 -k 5 --sigma 0.15 --samples 1000`

@@ -20,9 +20,9 @@ INK = 16
 class DigitImages:
     """Handwritten digits, 8×8 grey, 1 for ink, with labels; none was used to train the model `digits`.
 
-    A fifth of scikit-learn's digits, which are the test set of "Optical Recognition of Handwritten Digits" by E. Alpaydin
-    and C. Kaynak (UCI Machine Learning Repository, 1998, doi:10.24432/C50P49), licensed under CC BY 4.0. Written by
-    ``scripts/train_digits.py``.
+    A fifth of scikit-learn's digits, which are the test set of "Optical Recognition of Handwritten Digits" by
+    E. Alpaydin and C. Kaynak (UCI Machine Learning Repository, 1998, doi:10.24432/C50P49), licensed under CC BY 4.0.
+    Written by ``scripts/train_digits.py``.
     """
 
     class Options(protocols.Options):

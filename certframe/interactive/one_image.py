@@ -126,8 +126,8 @@ def certify(
     clean = guard(chosen["attributor"], lambda: sampler.clean(subject, cell))
     needed = prover.min_samples(clean.numel(), len(sampler.sparsifier.levels))
     if samples < needed:
-        raise UsageError(f"samples = {samples} cannot certify anything: '{certifier}' needs at least {needed} for a map "
-                         f"of {clean.shape[0]}×{clean.shape[1]}")
+        raise UsageError(f"samples = {samples} cannot certify anything: '{certifier}' needs at least {needed} for a "
+                         f"map of {clean.shape[0]}×{clean.shape[1]}")
     tally = guard(chosen["attributor"], lambda: _count(sampler, subject, cell, samples, prover))
     return CertifiedExplanation(
         name=sample.name, image=pixels.cpu(), target=klass, target_name=subject.target_name, confidence=confidence,
@@ -164,7 +164,8 @@ def _model(model: str | Model | nn.Module, picture: Any, device: Any, given: Map
     import torch
     wrapped: Model
     if isinstance(model, str):
-        wrapped, place = _component("model", model, given, registry).build(registry), resolve_device(str(device or "auto"))
+        wrapped = _component("model", model, given, registry).build(registry)
+        place = resolve_device(str(device or "auto"))
     else:
         if isinstance(model, torch.nn.Module):
             size = (*picture.shape,) if isinstance(picture, torch.Tensor) else (3, 224, 224)

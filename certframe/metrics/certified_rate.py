@@ -11,8 +11,8 @@ from certframe.protocols import ABSTAIN, Explanation
 class CertifiedRate:
     """Shares of certified important, certified unimportant and abstaining pixels, per level.
 
-    For level K: ``certified1.K``, ``certified0.K``, ``abstain.K`` and ``certified.K``, the sum of the first two, each in
-    [0, 1]. Source: Anani et al., *Pixel-level Certified Explanations via Randomized Smoothing*, ICML 2025.
+    For level K: ``certified1.K``, ``certified0.K``, ``abstain.K`` and ``certified.K``, the sum of the first two, each
+    in [0, 1]. Source: Anani et al., *Pixel-level Certified Explanations via Randomized Smoothing*, ICML 2025.
     """
 
     class Options(protocols.Options):

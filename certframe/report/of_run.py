@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,18 +41,30 @@ def write_report(run: Run, certifier: Component | None = None, path: Path | None
 
 
 def _panels(run: Run, certifiers: list[Component]) -> Iterator[Panel]:
-    instances = {component_key(c): c.build() for c in certifiers}
+    instances = {component_key(c): (c.build(), name) for c, name in zip(certifiers, distinct(certifiers), strict=True)}
+    methods = distinct(run.config.attributor)
     values: dict[tuple[str, str, str], dict[str, float]] = {}
     for row in run.table().to_pylist():
         values.setdefault((row["image"], row["cell"], row["certifier"]), {})[row["metric"]] = row["value"]
     for image in run.image_keys():
         record = None
         for cell in cells_of(run.config):
-            for key, instance in instances.items():
+            for key, (instance, proof) in instances.items():
                 if (image, cell.key, key) in values:
                     record = record or run.image(image)
-                    yield Panel(run.config.attributor[cell.attributor].name, cell.sigma,
-                                run.explanation(image, cell.key, key, record), instance, values[image, cell.key, key])
+                    yield Panel(methods[cell.attributor], cell.sigma, run.explanation(image, cell.key, key, record),
+                                instance, values[image, cell.key, key], proof)
+
+
+def distinct(components: Sequence[Component]) -> list[str]:
+    """A name for each component: its own, with the options in which components of one name differ."""
+    result = []
+    for component in components:
+        same = [other.options for other in components if other.name == component.name]
+        differing = [f"{key}={_toml(value)}" for key, value in component.options.items()
+                     if any(options.get(key) != value for options in same)]
+        result.append(f"{component.name} ({', '.join(differing)})" if differing else component.name)
+    return result
 
 
 def command_of(config: Any) -> str:

@@ -33,12 +33,13 @@ class Panel:
     """One attribution method at one σ on one image.
 
     Attributes:
-        method: name of the attributor.
+        method: what to call the attributor; panels with one method, σ and proof make one row of the table.
         sigma: standard deviation of the noise in pixel units.
         explanation: what was found.
         certifier: the instance that made the certificate; with ``evidence`` and ``vote_thresholds`` the panel follows
             the slider, without them it shows the certificate as it is.
         metrics: name → value.
+        proof: what to call the certifier; its name when empty.
     """
 
     method: str
@@ -46,6 +47,7 @@ class Panel:
     explanation: Explanation
     certifier: Certifier
     metrics: Mapping[str, float] = field(default_factory=dict)
+    proof: str = ""
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ class _Totals:
     def add(self, panel: Panel, shown: Sequence[Level], data: slider.Slider | None) -> _Row:
         """Count the panel in, and give back its row of the table."""
         certificate = panel.explanation.certificate
-        name = (panel.method, panel.sigma, certificate.certifier)
+        name = (panel.method, panel.sigma, panel.proof or certificate.certifier)
         row = self.rows.setdefault(name, _Row(len(self.rows), *name, certificate.radius, data is not None))
         row.images += 1
         for level in shown:

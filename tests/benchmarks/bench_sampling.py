@@ -1,0 +1,127 @@
+"""What counting costs on top of the model, memory, and the allocator. Run on lite0, 224×224, two threads."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import torch
+from measure import alternate, record
+
+from certframe.certifiers.pixel import Pixel
+from certframe.config import component
+from certframe.sampling import Cell, Sampler, Subject
+
+_COPIES, _BATCH = 200, 32
+
+
+def _lite0():
+    return component("model", "lite0").build()
+
+
+def _subject(model) -> Subject:
+    generator = torch.Generator().manual_seed(0)
+    return Subject.of("random", torch.rand(model.input_size, generator=generator), 5, "class 5")
+
+
+def _sampler(model, batch: int = _BATCH) -> tuple[Sampler, Cell]:
+    method = component("attributor", "gradient")
+    sampler = Sampler(model, component("sparsifier", "top-k").build(), batch_size=batch, cuts=(10,))
+    return sampler, Cell("gradient", "gradient", method.build(), method.fingerprint, 0.15)
+
+
+def _bare(model, image: torch.Tensor) -> None:
+    """The same forward and backward passes in the same batches, and nothing else."""
+    for start in range(0, _COPIES, _BATCH):
+        x = image.expand(min(_BATCH, _COPIES - start), -1, -1, -1).clone().requires_grad_()
+        torch.autograd.grad(model.module(x)[:, 5].sum(), x)
+
+
+def bench_overhead_of_certifying(benchmark):
+    """A gradient run of 200 copies with three K, counted and certified, against the bare passes; allocator tuned."""
+    from certframe.cli.allocator import tune_allocator
+    tune_allocator()
+    torch.set_num_threads(2)
+    model = _lite0()
+    subject = _subject(model)
+    sampler, cell = _sampler(model)
+
+    def certified() -> None:
+        Pixel().certify(sampler.sample(subject, [cell], 0, _COPIES)["gradient"])
+
+    ratio = alternate(certified, lambda: _bare(model, subject.image), repetitions=5)
+    record(benchmark, "gradient run of 200 copies of lite0 over the bare passes", ratio)
+    benchmark.pedantic(certified, rounds=1)
+
+
+_MEMORY = """
+import json, resource, sys
+sys.path.insert(0, {here!r})
+import bench_sampling as b, torch
+torch.set_num_threads(2)
+model = b._lite0()
+subject = b._subject(model)
+sampler, cell = b._sampler(model, 8)
+base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+sampler.sample(subject, [cell], 0, {n})
+print(json.dumps({{"base": base, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}}))
+"""
+
+
+def bench_memory_is_constant_in_n(benchmark):
+    """Peak memory of n = 100 and n = 2000, in fresh processes; the unit is what a batch of the model takes."""
+    here = __file__.rpartition("/")[0]
+
+    def peak(n: int) -> dict[str, int]:
+        code = _MEMORY.format(here=here, n=n)
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        return json.loads(out.stdout.splitlines()[-1])
+
+    few, many = peak(100), peak(2000)
+    batch = few["peak"] - few["base"]
+    share = (many["peak"] - few["peak"]) / batch
+    benchmark.extra_info.update({"batch_MB": batch / 1024, "difference_of_a_batch": share})
+    print(f"\npeak memory at n = 2000 minus n = 100: {share:+.2%} of a batch ({batch / 1024:.0f} MB)")
+    benchmark.pedantic(lambda: None, rounds=1)
+
+
+_ALLOCATOR = """
+import json, sys, time
+sys.path.insert(0, {here!r})
+if {tuned}:
+    from certframe.cli.allocator import tune_allocator
+    assert tune_allocator()
+import bench_sampling as b, torch
+torch.set_num_threads(2)
+model = b._lite0()
+subject = b._subject(model)
+sampler, cell = b._sampler(model)
+sampler.sample(subject, [cell], 0, 32)
+best = 1e9
+for _ in range(3):
+    begin = time.perf_counter(); sampler.sample(subject, [cell], 0, 96); best = min(best, time.perf_counter() - begin)
+x = subject.image.expand(32, -1, -1, -1).clone()
+forward = 1e9
+with torch.no_grad():
+    model.module(x)
+    for _ in range(5):
+        begin = time.perf_counter(); model.module(x); forward = min(forward, time.perf_counter() - begin)
+print(json.dumps([best, forward]))
+"""
+
+
+def bench_allocator(benchmark):
+    """The same counting with and without the tuned allocator, in fresh processes, twice alternately."""
+    here = __file__.rpartition("/")[0]
+
+    def seconds(tuned: bool) -> list[float]:
+        code = _ALLOCATOR.format(here=here, tuned=tuned)
+        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        return json.loads(out.stdout.splitlines()[-1])
+
+    runs = [(seconds(True), seconds(False)) for _ in range(2)]
+    tuned, plain = ([min(run[side][i] for run in runs) for i in (0, 1)] for side in (0, 1))
+    benchmark.extra_info.update({"gradients_faster": plain[0] / tuned[0], "forward_faster": plain[1] / tuned[1]})
+    print(f"\ntuned allocator: gradients {plain[0] / tuned[0]:.2f}×, forward {plain[1] / tuned[1]:.2f}× as fast")
+    benchmark.pedantic(lambda: None, rounds=1)
