@@ -182,7 +182,7 @@
     slider.value = taus.indexOf(own);
     describe();
     slider.addEventListener("input", () => move(taus[slider.value]));
-    
+    slider.addEventListener("change", () => showAll(current));
     $("#reset").addEventListener("click", () => {
       slider.value = taus.indexOf(own);
       move(null);
