@@ -50,8 +50,8 @@ class Settings(BaseModel):
     samples: int = Field(100, ge=1, lt=2**31, description="noisy copies of each image")
     seed: int = Field(0, ge=0, lt=2**63, description="seed of all randomness")
     limit: int | None = Field(None, ge=1, description="use only the first so many images of the data set")
-    resolution: Literal["native", "input"] = Field(
-        "native", description="certify feature maps at their own resolution, or upsampled bilinearly to the image's")
+    resolution: Literal["input", "native"] = Field(
+        "input", description="certify the pixels of maps upsampled bilinearly to the image, or maps as they are")
     autocast: Literal["off", "bfloat16", "float16"] = Field("off", description="reduced precision of the passes")
     batch_size: int = Field(32, ge=1, description="noisy copies in one pass of the model; changes no result")
     device: str = Field("auto", description="cpu, cuda, cuda:1, … or auto: the first accelerator there is")

@@ -37,8 +37,8 @@ def run(
     tau: options.Tau = None,
     alpha: options.Alpha = None,
     resolution: Annotated[str | None, typer.Option(
-        help="native: certify feature maps at their own resolution; input: upsample them first.",
-        show_default="native", rich_help_panel=_CERTIFY)] = None,
+        help="input: certify the pixels of maps upsampled to the image; native: the cells of feature maps.",
+        show_default="input", rich_help_panel=_CERTIFY)] = None,
     option: options.PluginOptions = None,
     sparsifier: options.Sparsifier = None,
     certifier: options.Certifiers = None,
