@@ -4,8 +4,8 @@ In a test of a plugin, one line gives one test for each check:
 
     test_conformance = conformance_tests("attributor", MyAttributor, options={"masks": 64})
 
-`run_checks` returns a report instead, `check_plugin` raises, and ``certframe plugin check NAME`` does it for whatever is
-installed. `checks_for` lists the checks of a kind with what each demands.
+`run_checks` returns a report instead, `check_plugin` raises, and ``certframe plugin check NAME`` does it for whatever
+is installed. `checks_for` lists the checks of a kind with what each demands.
 
 A class whose defaults do not do for a check (an option is required, or the defaults take minutes) says what does:
 
@@ -13,8 +13,8 @@ A class whose defaults do not do for a check (an option is required, or the defa
     def conformance_options(cls, directory: Path) -> dict[str, object]:
         return {"masks": 64}
 
-It is given an empty folder for files that the options need. A metric that requires more of an explanation than a model
-has a classmethod ``conformance_extras(explanation)`` that returns those extras. Both are optional and nothing but the kit
+It is given an empty folder for files that the options need. A metric that requires more of an explanation than a
+model has a classmethod ``conformance_extras(explanation)`` that returns those extras. Both are optional; only the kit
 calls them.
 
 `fixtures` has the small model, the noisy images, tallies and explanations that the checks use, and `emulated_device` an

@@ -1,0 +1,1 @@
+"""The checks, one module for each plugin kind and `common` for all."""
