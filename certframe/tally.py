@@ -136,19 +136,25 @@ class Tally:
         try:
             with safe_open(str(path), framework="numpy") as file:
                 header = json.loads((file.metadata() or {})["certframe.tally"])
-                arrays = {key: file.get_tensor(key).astype(np.int64) for key in file.keys()}  # noqa: SIM118
+                arrays = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            tally = None if header["format"] > FORMAT else cls._from_parts(header, arrays)
         except FileNotFoundError:
             raise CertframeError(f"{path} is missing: run the same command again to make it") from None
-        except (SafetensorError, KeyError, ValueError, OSError) as error:
+        except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
             raise CertframeError(f"{path} is damaged ({' '.join(str(error).split())}): delete it and run the same "
                                  "command again") from error
-        if header["format"] > FORMAT:
+        if tally is None:
             raise UsageError(f"{path} was written by a newer certframe (format {header['format']}, this one reads up "
                              f"to {FORMAT}): upgrade certframe")
+        return tally
+
+    @classmethod
+    def _from_parts(cls, header: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Tally:
+        votes = arrays.get("votes")
         return cls(
-            segments=arrays["segments"], votes=arrays.get("votes"), levels=tuple(header["levels"]),
-            copies=tuple((a, b) for a, b in header["copies"]), sigma=header["sigma"], cuts=tuple(header["cuts"]),
-            nested=header["nested"], unit=header["unit"], identity=header["identity"])
+            segments=arrays["segments"].astype(np.int64), votes=None if votes is None else votes.astype(np.int64),
+            levels=tuple(header["levels"]), copies=tuple((a, b) for a, b in header["copies"]), sigma=header["sigma"],
+            cuts=tuple(header["cuts"]), nested=header["nested"], unit=header["unit"], identity=header["identity"])
 
 
 def merge(tallies: Sequence[Tally]) -> Tally:
@@ -167,8 +173,8 @@ def merge(tallies: Sequence[Tally]) -> Tally:
 
 
 def _refuse_difference(a: Tally, b: Tally) -> None:
-    mine = {**a.identity, "sigma": a.sigma, "levels": a.levels, "cuts": a.cuts, "unit": a.unit}
-    theirs = {**b.identity, "sigma": b.sigma, "levels": b.levels, "cuts": b.cuts, "unit": b.unit}
+    mine, theirs = ({**t.identity, "sigma": t.sigma, "levels": t.levels, "cuts": t.cuts, "unit": t.unit,
+                     "nested": t.nested} for t in (a, b))
     differing = [key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
     if differing:
         detail = "; ".join(f"{key} is {_short(mine.get(key))} in one and {_short(theirs.get(key))} in the other"
