@@ -330,7 +330,7 @@ class Pipeline:
         job.begin(prepared, self.run, self.specs, self.config.samples, self._looks())
 
     def _looks(self) -> list[int]:
-        schedules = [s for certifier in self.certifiers if (s := certifier.looks()) is not None]
+        schedules = [s for certifier in self.certifiers if (s := certifier.looks(self.config.samples)) is not None]
         return sorted({n for s in schedules for n in s.looks if n < self.config.samples})
 
     def _add(self, job: _Job, task: Count, result: dict[str, Tally], seconds: float) -> None:
@@ -352,7 +352,8 @@ class Pipeline:
             return False
         look = cell.looks.popleft()
         verdicts = [schedule.done(cell.tally) if look in schedule.looks else (False, "")
-                    for certifier in self.certifiers if (schedule := certifier.looks()) is not None]
+                    for certifier in self.certifiers
+                    if (schedule := certifier.looks(self.config.samples)) is not None]
         if len(verdicts) == len(self.certifiers) and all(stop for stop, _ in verdicts):
             cell.stopped = "; ".join(dict.fromkeys(reason for _, reason in verdicts))
             self.listener.advance(sum(stop - start for start, stop in cell.missing))

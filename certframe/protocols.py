@@ -266,8 +266,8 @@ class Certifier(Protocol):
         """The number of copies below which nothing at all can be certified for a map of so many pixels."""
         ...
 
-    def looks(self) -> Schedule | None:
-        """When to look, for adaptive certifiers; None for a fixed number of copies."""
+    def looks(self, samples: int) -> Schedule | None:
+        """When to look, for adaptive certifiers, in a run of at most so many copies; None for a fixed number."""
         ...
 
     # A certifier of pixel labels may also have ``evidence(tally)`` and ``vote_thresholds(tally, tau)``; the report

@@ -104,6 +104,7 @@ class Sampler:
         seed: seed of the noise and of randomised attributors.
         batch_size: noisy copies in one pass.
         cuts: numbers of copies at which counts are kept apart.
+        planned: the number of copies that the run may draw at most.
         upsample: interpolate maps bilinearly to the image's size before sparsifying.
         precision: "off", "bfloat16" or "float16".
         channels_last: memory layout of the inputs.
@@ -111,11 +112,11 @@ class Sampler:
     """
 
     def __init__(self, model: Model, sparsifier: Sparsifier, *, seed: int = 0, batch_size: int = 32,
-                 cuts: Sequence[int] = (), upsample: bool = False, precision: str = "off", channels_last: bool = False,
-                 identity: Mapping[str, Any] | None = None) -> None:
+                 cuts: Sequence[int] = (), planned: int = 0, upsample: bool = False, precision: str = "off",
+                 channels_last: bool = False, identity: Mapping[str, Any] | None = None) -> None:
         self.model, self.sparsifier = model, sparsifier
         self.seed, self.batch_size, self.cuts = seed, batch_size, tuple(sorted(set(cuts)))
-        self.upsample, self.precision = upsample, precision
+        self.planned, self.upsample, self.precision = planned, upsample, precision
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._identity = dict(identity or {})
 
@@ -210,7 +211,7 @@ class Sampler:
         }
         return Tally(
             segments=segments.cpu().numpy(), copies=((start, stop),), levels=tuple(self.sparsifier.levels),
-            sigma=cell.sigma, cuts=self.cuts, nested=self.sparsifier.nested,
+            sigma=cell.sigma, cuts=self.cuts, planned=self.planned, nested=self.sparsifier.nested,
             unit=1 if self.sparsifier.binary else REAL_UNIT, identity=identity,
             votes=None if counter.votes is None else counter.votes.cpu().numpy())
 

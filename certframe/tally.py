@@ -40,6 +40,8 @@ class Tally:
             first copies or look before the end.
         copies: the copies that were counted, as sorted disjoint half-open intervals.
         levels: the sparsifier's level labels.
+        planned: the number of copies that were to be drawn at most, fixed before the first; 0 when nobody said. What
+            an adaptive certifier's looks are derived from.
         nested: the sparsifier's claim that level l contains level l+1.
         unit: 1 for 0/1 levels, `REAL_UNIT` for levels in [0, 1].
         sigma: standard deviation of the noise in pixel units.
@@ -53,6 +55,7 @@ class Tally:
     levels: tuple[str, ...]
     sigma: float
     cuts: tuple[int, ...] = ()
+    planned: int = 0
     nested: bool = False
     unit: int = 1
     identity: Mapping[str, Any] = field(default_factory=dict)
@@ -121,7 +124,7 @@ class Tally:
             arrays["votes"] = _shrink(self.votes)
         header = {
             "format": FORMAT, "copies": self.copies, "levels": self.levels, "sigma": self.sigma, "cuts": self.cuts,
-            "nested": self.nested, "unit": self.unit, "identity": dict(self.identity),
+            "planned": self.planned, "nested": self.nested, "unit": self.unit, "identity": dict(self.identity),
         }
         # One metadata key only: safetensors does not promise an order of several, and files have to be reproducible.
         return save(arrays, metadata={"certframe.tally": json.dumps(header, sort_keys=True)})
@@ -154,7 +157,8 @@ class Tally:
         return cls(
             segments=arrays["segments"].astype(np.int64), votes=None if votes is None else votes.astype(np.int64),
             levels=tuple(header["levels"]), copies=tuple((a, b) for a, b in header["copies"]), sigma=header["sigma"],
-            cuts=tuple(header["cuts"]), nested=header["nested"], unit=header["unit"], identity=header["identity"])
+            cuts=tuple(header["cuts"]), planned=header["planned"], nested=header["nested"], unit=header["unit"],
+            identity=header["identity"])
 
 
 def merge(tallies: Sequence[Tally]) -> Tally:
@@ -174,7 +178,7 @@ def merge(tallies: Sequence[Tally]) -> Tally:
 
 def _refuse_difference(a: Tally, b: Tally) -> None:
     mine, theirs = ({**t.identity, "sigma": t.sigma, "levels": t.levels, "cuts": t.cuts, "unit": t.unit,
-                     "nested": t.nested} for t in (a, b))
+                     "nested": t.nested, "planned": t.planned} for t in (a, b))
     differing = [key for key in sorted({*mine, *theirs}) if mine.get(key) != theirs.get(key)]
     if differing:
         detail = "; ".join(f"{key} is {_short(mine.get(key))} in one and {_short(theirs.get(key))} in the other"

@@ -6,7 +6,7 @@ import copy
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ class TorchModel:
     Args:
         network: (B,C,H,W) → logits (B, classes).
         input_size: C, H, W.
-        classes: one name per logit.
+        classes: one name per logit; when omitted, the logits are counted in a dry run and named ``"0"``, ``"1"``, ….
         mean: per channel, in pixel units, subtracted before the network runs; 0 when omitted.
         std: per channel, divided by after that; 1 when omitted.
         interpolation: how pictures are resized: nearest, bilinear, bicubic or lanczos.
@@ -70,14 +70,15 @@ class TorchModel:
         leaf_functions: functions that `torch.fx` must not trace into.
 
     Raises:
-        UsageError: an argument is out of range or of the wrong length, or the network cannot be copied.
+        UsageError: an argument is out of range or of the wrong length, the network cannot be copied, or, when its logits
+            are to be counted, it is not a classifier of such inputs (see `check`).
     """
 
     leaf_modules: Sequence[type[nn.Module]] = ()
     leaf_functions: Sequence[Callable[..., Any]] = ()
     classes: Sequence[str]
 
-    def __init__(self, network: nn.Module, input_size: tuple[int, int, int], classes: Sequence[str], *,
+    def __init__(self, network: nn.Module, input_size: tuple[int, int, int], classes: Sequence[str] | None = None, *,
                  mean: Sequence[float] | None = None, std: Sequence[float] | None = None,
                  interpolation: str = "bicubic", crop_pct: float = 0.875) -> None:
         self.input_size = _checked_size(input_size)
@@ -91,23 +92,8 @@ class TorchModel:
         self.module = nn.Sequential(parts)
         self.module.eval().requires_grad_(False)
         self._splits: dict[str, Split] = {}
-        self.classes = tuple(classes)
-
-    @classmethod
-    def infer(cls, network: nn.Module, input_size: tuple[int, int, int], **preprocessing: Any) -> Self:
-        """A model whose logits are counted in a dry run and whose classes are named ``"0"``, ``"1"``, ….
-
-        Args:
-            network: (B,C,H,W) → logits (B, classes).
-            input_size: C, H, W.
-            **preprocessing: further arguments of the constructor.
-
-        Raises:
-            UsageError: the network is not a classifier of such inputs (see `check`).
-        """
-        model = cls(network, input_size, (), **preprocessing)
-        model.classes = tuple(str(i) for i in range(_dry_run(model.module, model.input_size).shape[1]))
-        return model
+        self.classes = (tuple(str(i) for i in range(_dry_run(self.module, self.input_size).shape[1]))
+                        if classes is None else tuple(classes))
 
     @property
     def network(self) -> nn.Module:

@@ -21,7 +21,7 @@ from certframe.sampling import Cell, Sampler, Subject
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from certframe.protocols import Explanation, Model, Sample
+    from certframe.protocols import Certifier, Explanation, Model, Sample
     from certframe.tally import Tally
 
 
@@ -111,7 +111,7 @@ class Worker:
         certifiers = [component.build(registry) for component in config.certifier]
         self.sampler = Sampler(
             self.model, config.sparsifier.build(registry), seed=config.seed, batch_size=config.batch_size,
-            cuts=sorted({cut for certifier in certifiers for cut in certifier.cuts if cut < config.samples}),
+            cuts=cuts_of(certifiers, config.samples), planned=config.samples,
             upsample=config.resolution == "input", precision=config.autocast, channels_last=config.channels_last,
             identity={"weights": self.weights, "model": config.model.fingerprint,
                       "sparsifier": config.sparsifier.fingerprint})
@@ -176,6 +176,13 @@ class Worker:
         components = [self.config.attributor[spec.attributor] for spec in cells_of(self.config)
                       if spec.key in {c.key for c in (cells if isinstance(cells, list) else [cells])}]
         return guard(components[0], lambda: work(cells), components)
+
+
+def cuts_of(certifiers: Sequence[Certifier], samples: int) -> list[int]:
+    """Where the counts have to be kept apart for these certifiers: their cuts and their looks."""
+    schedules = [s for certifier in certifiers if (s := certifier.looks(samples)) is not None]
+    cuts = {cut for certifier in certifiers for cut in certifier.cuts} | {n for s in schedules for n in s.looks}
+    return sorted(cut for cut in cuts if cut < samples)
 
 
 def guard(component: Component, work: Any, among: Sequence[Component] = ()) -> Any:

@@ -38,7 +38,7 @@ def layer_gradient(split: Split, inputs: Tensor, targets: Tensor) -> tuple[Tenso
 
 def grad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
     """Relu of Σ_k (mean over the map of ∂f_c/∂A_k) · A_k: two (B,K,h,w) → (B,h,w)."""
-    return torch.einsum("bk,bkhw->bhw", gradient.mean((2, 3)), activation).relu_()
+    return (gradient.mean((2, 3), keepdim=True) * activation).sum(1).relu_()
 
 
 class GradCam:
@@ -52,7 +52,7 @@ class GradCam:
     class Options(protocols.Options):
         """Options of `grad-cam`."""
 
-        layer: str = Field("final", description="'final' (last spatial feature map), 'input', or a module path")
+        layer: str = Field("final", description="'final' (last spatial feature map), 'input', or a module path.")
 
     needs_gradients: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
@@ -71,6 +71,4 @@ class GradCam:
         activation, gradient, logits = layer_gradient(split, inputs, targets)
         if gradient is None:
             raise UsageError(f"grad-cam at layer '{self.options.layer}': the logits do not depend on it; take another")
-        with torch.autocast(inputs.device.type, enabled=False):
-            maps = grad_cam(split.as_map(activation).float(), split.as_map(gradient).float())
-        return Attribution(maps, logits)
+        return Attribution(grad_cam(split.as_map(activation).float(), split.as_map(gradient).float()), logits)

@@ -87,9 +87,9 @@ class SmoothGrad:
     class Options(protocols.Options):
         """Options of `smoothgrad`."""
 
-        samples: int = Field(50, ge=1, description="number of noisy inputs per map")
-        noise: float = Field(0.2, gt=0, description="s as a fraction of the range (max − min) of each input")
-        chunk: int = Field(32, ge=1, description="noisy inputs in one pass at most; bounds the memory, not the result")
+        samples: int = Field(50, ge=1, description="Number of noisy inputs per map.")
+        noise: float = Field(0.2, gt=0, description="s as a fraction of the range (max − min) of each input.")
+        chunk: int = Field(32, ge=1, description="Largest number of noisy inputs in one pass.")
 
     needs_gradients: ClassVar[bool] = True
     deterministic: ClassVar[bool] = False

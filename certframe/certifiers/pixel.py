@@ -42,7 +42,7 @@ class Pixel:
         self.options = options or self.Options()
         self.cuts: tuple[int, ...] = (self.options.pilot,)
 
-    def looks(self) -> Schedule | None:
+    def looks(self, samples: int) -> Schedule | None:
         """None: the number of copies is fixed in advance."""
         return None
 

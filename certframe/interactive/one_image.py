@@ -17,7 +17,7 @@ from certframe.registry import Registry
 from certframe.sampling import Cell, Sampler, Subject
 from certframe.tally import Tally
 from certframe.torch_model import TorchModel
-from certframe.worker import choose_target, guard, to_pixels
+from certframe.worker import choose_target, cuts_of, guard, to_pixels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -121,7 +121,7 @@ def certify(
     prover: Certifier = chosen["certifier"].build(registry)
     sampler = Sampler(
         wrapped, chosen["sparsifier"].build(registry), seed=seed, batch_size=batch_size,
-        cuts=[cut for cut in prover.cuts if cut < samples], upsample=resolution == "input",
+        cuts=cuts_of([prover], samples), planned=samples, upsample=resolution == "input",
         identity={"weights": weights_hash(wrapped.module), "sparsifier": chosen["sparsifier"].fingerprint})
     subject = Subject.of(sample.name, pixels, klass, str(wrapped.classes[klass]))
     cell = Cell("cell", chosen["attributor"].name, chosen["attributor"].build(registry),
@@ -139,7 +139,7 @@ def certify(
 
 def _count(sampler: Sampler, subject: Subject, cell: Cell, samples: int, prover: Certifier) -> Tally:
     """All copies, or as many as an adaptive certifier wants to see."""
-    schedule = prover.looks()
+    schedule = prover.looks(samples)
     stops = sorted({n for n in (schedule.looks if schedule else ()) if n < samples} | {samples})
     parts: list[Tally] = []
     for start, stop in zip([0, *stops], stops, strict=False):
@@ -172,7 +172,7 @@ def _model(model: str | Model | nn.Module, picture: Any, device: Any, given: Map
     else:
         if isinstance(model, torch.nn.Module):
             size = (*picture.shape,) if isinstance(picture, torch.Tensor) else (3, 224, 224)
-            wrapped = TorchModel(model, size)  # type: ignore[arg-type]  # TorchModel checks the length
+            wrapped = TorchModel.infer(model, size)  # type: ignore[arg-type]  # it checks the length
         else:
             wrapped = model
         parameter = next(wrapped.module.parameters(), torch.empty(0))

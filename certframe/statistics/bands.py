@@ -24,7 +24,7 @@ def band_threshold(n: int, tau: float, alpha: float, pixels: int) -> int:
 
 
 def hoeffding_margin(samples: int, values: int, confidence: float) -> float:
-    """Margin c = √(ln(2N/(1−p)) / (2q)): |mean − expectation| ≤ c for all N values in [0, 1] at once, with probability p.
+    """Margin c = √(ln(2N/(1−p)) / (2q)): |mean − expectation| ≤ c for N values in [0, 1] at once, with probability p.
 
     Levine, Singla, Feizi 2019, Theorem 2.
     """

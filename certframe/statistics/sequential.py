@@ -39,7 +39,7 @@ def _smallest(n: int, tau: float, level: float) -> int:
     return int(max(hits[0], n // 2 + 1)) if hits.size else n + 1
 
 
-def crossing_probability(looks: Sequence[int], bounds: Sequence[int], p: float) -> float:
+def crossing_probability(looks: Sequence[int], bounds: Sequence[int] | np.ndarray, p: float) -> float:
     """U_p: the probability that a Bin(·, p) count is at or above its bound at one of the looks at least.
 
     The distribution of the counts that have not crossed is carried from look to look by direct convolution with the
@@ -87,6 +87,6 @@ def calibrated_boundaries(looks: tuple[int, ...], tau: float, level: float) -> t
     return tuple(int(b) for b in best)
 
 
-def error_of(looks: Sequence[int], bounds: Sequence[int], tau: float) -> float:
+def error_of(looks: Sequence[int], bounds: Sequence[int] | np.ndarray, tau: float) -> float:
     """U_τ + U_½, an upper bound on the probability of a wrong claim about one pixel."""
     return crossing_probability(looks, bounds, tau) + crossing_probability(looks, bounds, 0.5)

@@ -67,7 +67,7 @@ class Fixed:
     def min_samples(self, pixels: int, levels: int) -> int:
         return 1
 
-    def looks(self) -> Schedule | None:
+    def looks(self, samples: int) -> Schedule | None:
         return None
 
 

@@ -230,7 +230,7 @@ class Early:
     def certify(self, tally: Tally) -> Certificate:
         return replace(self._pixel.certify(tally), certifier="early")
 
-    def looks(self) -> Schedule:
+    def looks(self, samples: int) -> Schedule:
         return Schedule(self.options.at, self._done)
 
     def _done(self, tally: Tally) -> tuple[bool, str]:

@@ -33,7 +33,7 @@ def _cuts(certifier: Certifier, samples: int) -> list[int]:
 def _samples(certifier: Certifier, levels: int = 2) -> int:
     """Copies enough to certify something and, for an adaptive certifier, to reach its last look."""
     needed = max(2 * certifier.min_samples(_PIXELS, levels), 60)
-    schedule = certifier.looks()
+    schedule = certifier.looks(4096)
     return max(needed, max(schedule.looks)) if schedule is not None else needed
 
 
@@ -192,7 +192,7 @@ def cuts(subject: Subject) -> None:
 def looks(subject: Subject) -> None:
     """`looks` is None or a schedule of increasing looks whose verdict is (bool, reason) and leaves the tally alone."""
     certifier = subject.build()
-    schedule = certifier.looks()
+    schedule = certifier.looks(4096)
     if schedule is None:
         raise NotApplicable("the number of copies is fixed in advance")
     require(isinstance(schedule, Schedule), f"looks() returns {type(schedule).__name__}, not certframe.Schedule")
@@ -255,7 +255,7 @@ def more_votes(subject: Subject) -> None:
 
 def _stop(certifier: Certifier, draws: np.ndarray) -> Tally:
     """The tally at which a run would have stopped."""
-    schedule = certifier.looks()
+    schedule = certifier.looks(4096)
     for n in schedule.looks if schedule is not None else ():
         if n < len(draws):
             tally = fixtures.tally(draws[:n], cuts=_cuts(certifier, n))
