@@ -66,7 +66,8 @@ def split_threshold(n: int, tau: float, alpha: float, pixels: int) -> int:
 
 def min_copies(tau: float, alpha: float, pixels: int, *, two_sided: bool = True) -> int:
     """The smallest n at which a unanimous vote certifies: τⁿ (+ (1 − τ)ⁿ) ≤ α/N."""
-    n = 1
-    while tau**n + (two_sided * (1.0 - tau) ** n) > alpha / pixels or n < (3 if two_sided else 1):
+    floor = int(np.log(alpha / pixels) / np.log(tau)) - 1  # below it τⁿ alone is too much: no need to look there
+    n = max(floor, 2 if two_sided else 1)  # the two-sided test needs more than (n + 1)/2 votes
+    while tau**n + (two_sided * (1.0 - tau) ** n) > alpha / pixels:
         n += 1
     return n
