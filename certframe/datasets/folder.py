@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
+from PIL import Image
 from pydantic import Field
 
 from certframe import protocols
@@ -53,6 +54,14 @@ class Folder:
 
     argument: ClassVar[str] = "path"
     """The option that ``folder:ARGUMENT`` sets."""
+
+    @classmethod
+    def conformance_options(cls, directory: Path) -> dict[str, Any]:
+        """A folder with two classes of pictures, for the conformance kit."""
+        for number, name in enumerate(("0/black.png", "0/grey.png", "1/white.png")):
+            (directory / name).parent.mkdir(exist_ok=True)
+            Image.new("L", (8, 8), 127 * number).save(directory / name)
+        return {"path": str(directory)}
 
     def __init__(self, options: Options) -> None:
         """Find the pictures, without reading any.

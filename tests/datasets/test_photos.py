@@ -25,7 +25,9 @@ def test_they_are_the_pictures_of_scikit_image() -> None:
     assert [photos.name(i) for i in range(len(photos))] == ["coffee", "chelsea", "motorcycle"]
     for i, array in enumerate((data.coffee(), data.chelsea(), data.stereo_motorcycle()[0])):
         sample = photos.load(i)
-        assert sample.name == photos.name(i) and sample.label is None and sample.image.mode == "RGB"
+        assert sample.name == photos.name(i)
+        assert sample.label is None
+        assert sample.image.mode == "RGB"
         np.testing.assert_array_equal(np.asarray(sample.image), array)
 
 

@@ -50,7 +50,8 @@ def test_levels() -> None:
     assert Threshold(Threshold.Options(t=(0.5, -1, 0.5))).levels == ("-1", "0.5")
     assert Threshold(Threshold.Options(t="0.1")).levels == ("0.1",)
     assert Threshold().levels == ("0",)
-    assert Threshold.nested and Threshold.binary
+    assert Threshold.nested
+    assert Threshold.binary
 
 
 @pytest.mark.parametrize("options", [{"t": math.nan}, {"t": math.inf}, {"t": ()}, {"t": 1.0, "relative": True},
