@@ -186,12 +186,17 @@ def _traced_halves(module: nn.Module, path: str, example: Tensor, leaf_modules: 
     tracer = _Tracer(leaf_modules, leaf_functions)
     try:
         graph = tracer.trace(root)
-        kinds = _Kinds(root, graph)
-        kinds.run(example)
     except Exception:  # data-dependent control flow and much else; there is the other way
         return None
     if any(n.op == "get_attr" and not str(n.target).startswith(_ROOT + ".") for n in graph.nodes):
         return None  # a tensor made during the trace became a constant, with its device and the size of this batch
+    kinds = _Kinds(root, graph)
+    try:
+        kinds.run(example)
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, AssertionError):
+        return None  # the trace took another way than the module does; errors of other kinds are not the graph's
     cut = getattr(tracer.returned.get(id(module.get_submodule(path))), "node", None)
     if not isinstance(cut, fx.Node):
         return None

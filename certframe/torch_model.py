@@ -70,8 +70,8 @@ class TorchModel:
         leaf_functions: functions that `torch.fx` must not trace into.
 
     Raises:
-        UsageError: an argument is out of range or of the wrong length, the network cannot be copied, or, when its logits
-            are to be counted, it is not a classifier of such inputs (see `check`).
+        UsageError: an argument is out of range or of the wrong length, the network cannot be copied, or, when its
+            logits are to be counted, it is not a classifier of such inputs (see `check`).
     """
 
     leaf_modules: Sequence[type[nn.Module]] = ()

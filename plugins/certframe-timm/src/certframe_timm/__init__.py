@@ -1,0 +1,1 @@
+"""timm's image classifiers as certframe models."""
