@@ -119,6 +119,7 @@ def test_votes_are_merged_only_when_both_have_them() -> None:
     ({"cuts": (7,)}, "cuts"),
     ({"unit": REAL_UNIT}, "unit"),
     ({"nested": True}, "nested"),
+    ({"planned": 24}, "planned is 0 in one and 24 in the other"),
     ({"segments": np.zeros((1, 2, 3, 3), np.int64)}, "shapes"),
     ({"copies": ((4, 12),)}, "both count the copies 4 to 4"),
     ({"copies": ((0, 2), (5, 12))}, "both count the copies 0 to 1"),
@@ -208,12 +209,14 @@ def test_upto_says_where_the_tally_is_cut() -> None:
 def test_a_file_gives_back_the_tally(tmp_path_factory: pytest.TempPathFactory, seed: int, real: bool, with_votes: bool,
                                      nested: bool) -> None:
     winners = np.random.default_rng(seed).integers(0, 3, 12) if with_votes else None
-    tally = tally_of(some_levels(seed, real=real), cuts=(4,), winners=winners, nested=nested)
+    tally = tally_of(some_levels(seed, real=real), cuts=(4,), winners=winners, nested=nested,
+                     planned=12 * seed)
     path = tmp_path_factory.mktemp("tally") / "deep" / "t.safetensors"
     tally.save(path)
     assert path.read_bytes() == tally.to_bytes()
     back = Tally.load(path)
-    for name in ("copies", "levels", "sigma", "cuts", "nested", "unit", "identity", "samples"):
+    for name in ("copies", "levels", "sigma", "cuts", "planned", "nested", "unit", "identity",
+                 "samples"):
         assert getattr(back, name) == getattr(tally, name), name
         assert type(getattr(back, name)) is type(getattr(tally, name)), name
     assert back.segments.dtype == np.int64
@@ -270,8 +273,8 @@ def with_header(header: Any, arrays: dict[str, np.ndarray] | None = None) -> byt
 
 
 def good_header() -> dict[str, Any]:
-    return {"format": FORMAT, "copies": [[0, 12]], "levels": ["a", "b"], "sigma": 0.25, "cuts": [], "nested": False,
-            "unit": 1, "identity": {}}
+    return {"format": FORMAT, "copies": [[0, 12]], "levels": ["a", "b"], "sigma": 0.25, "cuts": [], "planned": 12,
+            "nested": False, "unit": 1, "identity": {}}
 
 
 def test_headers_that_make_no_sense_are_one_line(tmp_path: Path) -> None:
