@@ -24,6 +24,12 @@ def certframe_attributors(register: Register) -> None:
 def certframe_sparsifiers(register: Register) -> None:
     """What is counted."""
     register("top-k", "certframe.sparsifiers.top_k:TopK", "1 for the K % most important pixels, several nested K")
+    register("sparsified", "certframe.sparsifiers.real:Sparsified",
+             "1 for the τN largest scores (SmoothGrad, sparsified)")
+    register("relaxed", "certframe.sparsifiers.real:Relaxed",
+             "1 for the γN largest, 0 below the τN largest, linear between")
+    register("scaled", "certframe.sparsifiers.real:Scaled", "the map divided by its maximum")
+    register("quadratic", "certframe.sparsifiers.real:Quadratic", "the squared map divided by its maximum")
     register("threshold", "certframe.sparsifiers.threshold:Threshold", "1 where the score exceeds a threshold")
 
 
@@ -31,6 +37,14 @@ def certframe_sparsifiers(register: Register) -> None:
 def certframe_certifiers(register: Register) -> None:
     """Proofs from counts."""
     register("pixel", "certframe.certifiers.pixel:Pixel", "label of every pixel within one l2 radius, fixed n")
+    register("adaptive", "certframe.certifiers.adaptive:Adaptive", "label of every pixel, as many copies as it takes")
+    register("radius", "certframe.certifiers.radius:Radius", "label and l2 radius of every pixel")
+    register("importance-band", "certframe.certifiers.importance_band:ImportanceBand",
+             "importance of every pixel between two levels, all levels jointly")
+    register("class", "certframe.certifiers.class_and:ClassAnd", "the predicted class jointly with another certificate")
+    register("top-k-overlap", "certframe.certifiers.overlap:TopKOverlap", "how many of the top K stay in the top K")
+    register("certified-rank", "certframe.certifiers.overlap:CertifiedRank", "the worst rank of every pixel")
+    register("quantile", "certframe.certifiers.quantile:Quantile", "an interval for every pixel's real-valued score")
 
 
 @hookimpl

@@ -12,7 +12,7 @@ import json
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
@@ -92,11 +92,18 @@ class Component(BaseModel):
     options: dict[str, Any]
     distribution: str
     version: str
+    execution: tuple[str, ...] = ()
+    """Options that say how the work is done and change no result; the plugin class lists them in `execution`."""
+
+    @property
+    def essential(self) -> dict[str, Any]:
+        """The options that the result depends on."""
+        return {name: value for name, value in self.options.items() if name not in self.execution}
 
     @property
     def fingerprint(self) -> str:
         """Name, owner and options as one line of text: what has to agree for two results to be about one method."""
-        return f"{self.distribution}/{self.name} {json.dumps(self.options, sort_keys=True)}"
+        return f"{self.distribution}/{self.name} {json.dumps(self.essential, sort_keys=True)}"
 
     def build(self, registry: Registry | None = None) -> Any:
         """Import the class and construct it."""
@@ -119,12 +126,24 @@ class RunConfig(Settings):
     @property
     def identity(self) -> dict[str, Any]:
         """Everything but how the run is carried out; two runs with the same identity have the same results."""
-        return self.model_dump(mode="json", exclude={*EXECUTION, "executor"})
+        complete = self.model_dump(mode="json", exclude={*EXECUTION, "executor"})
+        return cast("dict[str, Any]", _without_execution(complete))
 
     @property
     def digest(self) -> str:
         """SHA-256 of the identity."""
         return sha256(json.dumps(self.identity, sort_keys=True).encode())
+
+
+def _without_execution(value: Any) -> Any:
+    """A configuration without the options of its components that change no result."""
+    if isinstance(value, list):
+        return [_without_execution(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    skipped = value.get("execution", ())
+    return {key: {k: v for k, v in inner.items() if k not in skipped} if key == "options" else _without_execution(inner)
+            for key, inner in value.items() if key != "execution"}
 
 
 def read_file(path: Path) -> dict[str, Any]:
@@ -280,7 +299,8 @@ def component(kind: str, reference: Reference, registry: Registry | None = None,
         raise UsageError(f"{kind} '{entry.name}': {_explain(error, options_class, 'option')}"
                          f" (see 'certframe describe {entry.name}')") from error
     return Component(kind=kind, name=entry.name, options=options.model_dump(mode="json"),
-                     distribution=entry.distribution, version=entry.version)
+                     distribution=entry.distribution, version=entry.version,
+                     execution=tuple(sorted(getattr(cls, "execution", ()))))
 
 
 def resolve_component(kind: str, reference: Reference, overrides: Sequence[str] = (), *,
@@ -324,6 +344,8 @@ def _explain(error: ValidationError, model: type[BaseModel], what: str) -> str:
     if first["type"] == "missing":
         return f"{what} '{name}' is needed{more}"
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "value_error" and where:
+        return f"{message}{more}"  # a validator of the plugin's own: it names the option itself
     value = first.get("input")
     shown = f" = {value!r}" if isinstance(value, str | int | float | bool | type(None)) else ""
     label = where.split(".")[0] if where else what

@@ -145,7 +145,8 @@ class Attribution:
 class Attributor(Protocol):
     """Says how important each pixel (or each cell of a feature map) of an image is for a class.
 
-    Row b of the result may depend only on row b of the inputs, targets and rng. An instance may cache what belongs
+    Row b of the result may depend only on row b of the inputs, targets and rng. A class may name options that change
+    no result (a batch size of its own) in ``execution = frozenset({…})``. An instance may cache what belongs
     to a model, must leave the model as it found it (also after an exception), and is used from one thread.
     """
 

@@ -8,6 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from certframe import protocols
+from certframe.certifiers.claims import ball, notes, probability, require_binary, smoothed_map
 from certframe.errors import UsageError
 from certframe.protocols import ABSTAIN, Certificate, Schedule
 from certframe.statistics.binomial import smoothing_radius
@@ -98,29 +99,16 @@ class Pixel:
             confidence=1.0 - o.alpha, family=tally.pixels * (len(tally.levels) if joint else 1), function="smoothed",
             method="statistical", samples=tally.samples, sigma=tally.sigma, levels=tally.levels, labels=labels,
             arrays={"vote_thresholds": thresholds}, statement=self._statement(tally, radius),
-            warnings=_warnings(tally))
+            warnings=notes(tally))
 
     def _statement(self, tally: Tally, radius: float) -> str:
         together = "all certified pixels of all levels" if self.options.family == "all" else \
             "all certified pixels of a level"
-        what = tally.identity.get("attributor", "the attribution")
-        target = tally.identity.get("target_name", tally.identity.get("target", "the target class"))
-        return (f"With probability at least {1.0 - self.options.alpha:.6g} over the {tally.samples} noisy copies, "
-                f"{together} keep their label in the smoothed map of {what} for {target!s} under every change of the "
-                f"image of l2 norm at most R = {radius:.4g} in pixel units (σ = {tally.sigma:g}, "
-                f"τ = {self.options.tau:g}).")
+        return (f"{probability(self.options.alpha, tally)}, {together} keep their label in {smoothed_map(tally)} "
+                f"{ball(radius, tally, self.options.tau)}.")
 
     def _check(self, tally: Tally) -> None:
-        if tally.unit != 1:
-            raise UsageError("certifier 'pixel' counts 0/1 levels, and this sparsifier's levels are real-valued: use a "
-                             "binary one such as top-k")
+        require_binary("pixel", tally)
         if self.options.correction == "paper" and tally.samples <= self.options.pilot:
             raise UsageError(f"correction=paper sets {self.options.pilot} copies aside and the run has only "
                              f"{tally.samples}: use more samples")
-
-
-def _warnings(tally: Tally) -> tuple[str, ...]:
-    if not tally.counts.any():
-        return ("no pixel was important in any copy: the attribution is constant, so everything is certified "
-                "unimportant",)
-    return ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -40,15 +41,21 @@ def hoeffding_bounds(mean: np.ndarray, samples: int, confidence: float) -> tuple
 def clopper_pearson_bounds(counts: np.ndarray, samples: int, confidence: float) -> tuple[np.ndarray, np.ndarray]:
     """Exact binomial bounds at (1−p)/(2N) a side for all N counts at once; any shape.
 
-    L = betaincinv(m, q−m+1, δ), U = betainccinv(m+1, q−m, δ), computed once for each count that occurs.
+    L = betaincinv(m, q−m+1, δ), U = betainccinv(m+1, q−m, δ), computed once for each count that is possible.
     """
-    delta = (1.0 - confidence) / (2 * counts.size)
-    m, where = np.unique(counts, return_inverse=True)
+    lower, upper = clopper_pearson_table(samples, (1.0 - confidence) / (2 * counts.size))
+    return lower[counts], upper[counts]
+
+
+@functools.lru_cache(maxsize=64)
+def clopper_pearson_table(samples: int, delta: float) -> tuple[np.ndarray, np.ndarray]:
+    """Lower and upper bounds, each wrong with probability at most δ, for every count 0, …, n; read-only."""
+    m = np.arange(samples + 1)
     inner, last = np.maximum(m, 1), np.minimum(m, samples - 1)
     lower = np.where(m > 0, betaincinv(inner, samples - inner + 1, delta), 0.0)
     upper = np.where(m < samples, betainccinv(last + 1, samples - last, delta), 1.0)
-    shape = counts.shape
-    return lower[where].reshape(shape), upper[where].reshape(shape)
+    lower.flags.writeable = upper.flags.writeable = False
+    return lower, upper
 
 
 def shifted_down(lower: np.ndarray, distance: float) -> np.ndarray:
@@ -92,6 +99,16 @@ def certified_ranks(lower: np.ndarray, upper: np.ndarray, distance: float) -> np
     ascending = np.sort(upper.ravel())
     above = ascending.size - np.searchsorted(ascending, floors, side="right")
     return np.minimum(above + 1, ascending.size).reshape(lower.shape)
+
+
+def certified_ranks_of_counts(counts: np.ndarray, samples: int, confidence: float, distance: float) -> np.ndarray:
+    """`certified_ranks` with Clopper–Pearson bounds, by a table with an entry for each count that is possible."""
+    possible = np.arange(samples + 1)
+    lower, upper = clopper_pearson_table(samples, (1.0 - confidence) / (2 * counts.size))
+    floors = ndtr(ndtri(lower) - 2 * distance)
+    at_least = np.cumsum(np.bincount(counts.ravel(), minlength=samples + 2)[::-1])[::-1]
+    above = at_least[np.searchsorted(upper[possible], floors, side="right")]
+    return np.minimum(above + 1, counts.size)[counts]
 
 
 def quantile_indices(n: int, p: float, shift: float, alpha: float, pixels: int) -> tuple[int | None, int | None]:

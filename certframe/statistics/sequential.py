@@ -10,6 +10,7 @@ import numpy as np
 from scipy.special import gammaln, xlog1py, xlogy
 
 from certframe.statistics.binomial import upper_tail
+from certframe.statistics.corrections import min_copies
 
 FIRST_LOOK, RATIO, BLOCK = 96, math.sqrt(2.0), 8
 
@@ -61,32 +62,110 @@ def _weights(n: int, p: float) -> np.ndarray:
     return np.asarray(np.exp(log))
 
 
-@functools.lru_cache(maxsize=64)
-def calibrated_boundaries(looks: tuple[int, ...], tau: float, level: float) -> tuple[int, ...]:
-    """The lowest boundaries of the form min{k : S_{n_j,τ}(k) ≤ c·w_j·a} whose exact error is at most a.
+@functools.lru_cache(maxsize=1024)
+def calibrated_boundaries(looks: tuple[int, ...], tau: float, alpha: float, pixels: int, tests: int) -> np.ndarray:
+    """The lowest boundaries of the form min{k : S_{n_j,τ}(k) ≤ c·w_j·α/tests} whose exact error is at most α.
 
     The union bound wastes what the looks have in common: at p = τ its boundaries are crossed with probability 0.6 to
-    0.8 a. Here c is raised as far as U_τ + U_½ ≤ a allows. That sum bounds every error: a pixel with p in [1 − τ, τ],
-    say p ≥ ½, is wrongly certified with probability at most U_p + U_{1−p} ≤ U_τ + U_½; one with p > τ only on the wrong
-    side, with U_{1−p} ≤ U_½.
+    0.8 of what is allowed. Here c is raised as far as tests·U_τ + pixels·U_½ ≤ α allows. That bounds every error: a
+    pixel with p in [1 − τ, τ], say p ≥ ½, is wrongly certified with probability at most U_p + U_{1−p} ≤ U_τ + U_½; one
+    with p > τ only on the wrong side, with U_{1−p} ≤ U_½.
+
+    Args:
+        looks: numbers of copies at which the counts are looked at.
+        tau: in [½, 1).
+        alpha: family-wise error.
+        pixels: N, all pixels.
+        tests: N − r, the pixels that are not yet certified; N to begin with.
 
     Returns:
-        A vote bound per look, n_j + 1 where no number of votes is enough.
+        Read-only int64, a vote bound per look, n_j + 1 where no number of votes is enough.
     """
-    low, high = 0.0, 16.0
-    best = boundaries(looks, tau, level * 0.5)
-    for _ in range(30):
-        middle = (low + high) / 2 if low else high / 16
-        bounds = boundaries(looks, tau, level * middle)
-        if error_of(looks, bounds, tau) <= level:
+    low, high, best = 0.0, 16.0, np.array(looks) + 1
+    while high - low > 1e-4 * high and high > 1e-6:
+        middle = (low + high) / 2
+        bounds = boundaries(looks, tau, middle * alpha / tests)
+        if _allowed(looks, bounds, tau, alpha, pixels, tests):
             low, best = middle, bounds
         else:
             high = middle
-        if high - low < 1e-4 * high:
-            break
-    return tuple(int(b) for b in best)
+    best.flags.writeable = False
+    return best
 
 
-def error_of(looks: Sequence[int], bounds: Sequence[int] | np.ndarray, tau: float) -> float:
-    """U_τ + U_½, an upper bound on the probability of a wrong claim about one pixel."""
-    return crossing_probability(looks, bounds, tau) + crossing_probability(looks, bounds, 0.5)
+@functools.lru_cache(maxsize=64)
+def ladder(looks: tuple[int, ...], tau: float, alpha: float, pixels: int, *,
+           calibrated: bool, step_down: bool) -> tuple[tuple[int, ...], np.ndarray]:
+    """Boundaries for a falling number of tests: what `certified_steps` walks down.
+
+    Returns:
+        The numbers of tests N = t_0 > t_1 > … (a factor √2 apart, rounded up, which is conservative; N alone without
+        step-down), and int64 (steps, looks), the boundaries of each.
+    """
+    tests, n = [pixels], pixels
+    while step_down and n > 1:
+        n = max(1, math.floor(n / RATIO))
+        tests.append(n)
+    rows: list[np.ndarray] = []
+    for t in tests:
+        row = boundaries(looks, tau, alpha / t)
+        # With a single look the union bound has no room for the wrong side, so the exact sum decides.
+        if calibrated or not _allowed(looks, row, tau, alpha, pixels, t):
+            row = calibrated_boundaries(looks, tau, alpha, pixels, t)
+        # A row for more tests is valid for fewer, so the last one serves where rounding has not lowered every bound.
+        rows.append(row if not rows or bool(np.all(row <= rows[-1])) else rows[-1])
+    return tuple(tests), np.stack(rows)
+
+
+def _allowed(looks: Sequence[int], bounds: np.ndarray, tau: float, alpha: float, pixels: int, tests: int) -> bool:
+    """Whether tests·U_τ + pixels·U_½ ≤ α."""
+    at_tau, at_half = (crossing_probability(looks, bounds, p) for p in (tau, 0.5))
+    return tests * at_tau + pixels * at_half <= alpha
+
+
+def steps_of_counts(counts: np.ndarray, samples: int, bounds: np.ndarray) -> np.ndarray:
+    """First step of a ladder at which each count is certified at one look, and with which label.
+
+    Args:
+        counts: integers in [0, samples], any shape.
+        samples: n_j.
+        bounds: (steps,), the look's column of the ladder.
+
+    Returns:
+        int16 of the shape of the counts: 2·step + label; 2·steps + label when no step certifies it.
+    """
+    x = np.arange(samples + 1)
+    votes, label = np.maximum(x, samples - x), (2 * x > samples)
+    step = np.searchsorted(-bounds, -votes, side="left")  # bounds fall with the step: the first one that is ≤ votes
+    return np.asarray((2 * step + label).astype(np.int16)[counts])
+
+
+def certified_steps(codes: np.ndarray, tests: Sequence[int]) -> int:
+    """Walk down the ladder: the number of steps whose pixels are certified.
+
+    With r pixels certified, any row for at least N − r tests may be used. Sound for the reason given in
+    `certframe.statistics.corrections.holm_threshold`, with "has k* votes" replaced by "ever crosses the row's bounds".
+
+    Args:
+        codes: for each pixel the smallest value of `steps_of_counts` over the looks so far.
+        tests: the ladder's numbers of tests.
+
+    Returns:
+        s such that exactly the pixels with code // 2 < s are certified; at least 1.
+    """
+    reached = np.cumsum(np.bincount(codes.ravel() >> 1, minlength=len(tests) + 1))
+    row = 0
+    while row + 1 < len(tests) and codes.size - reached[row] <= tests[row + 1]:
+        row += 1
+    return row + 1
+
+
+def min_planned_copies(tau: float, alpha: float, pixels: int, *, calibrated: bool) -> int:
+    """The smallest number of planned copies at which a unanimous pixel can be certified at one of the looks."""
+    n = min_copies(tau, alpha, pixels)
+    while True:
+        looks = geometric_looks(n)
+        _, bounds = ladder(looks, tau, alpha, pixels, calibrated=calibrated, step_down=False)
+        if bool(np.any(bounds[0] <= np.array(looks))):
+            return n
+        n += 1

@@ -43,6 +43,7 @@ class Rise:
 
     needs_gradients = False
     deterministic = False
+    execution = frozenset({"batch"})  # changes no result
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()

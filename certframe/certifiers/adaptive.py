@@ -1,0 +1,113 @@
+"""Pixel labels with as many copies as the image needs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from pydantic import Field
+
+from certframe import protocols
+from certframe.certifiers.claims import ball, notes, probability, require_binary, smoothed_map
+from certframe.protocols import ABSTAIN, Certificate, Schedule
+from certframe.statistics.binomial import smoothing_radius
+from certframe.statistics.sequential import (
+    certified_steps,
+    geometric_looks,
+    ladder,
+    min_planned_copies,
+    steps_of_counts,
+)
+from certframe.tally import Tally
+
+
+class Adaptive:
+    """Looks at the counts on the way, keeps what is certified, and stops when going on would not pay.
+
+    At look j a pixel is certified when its majority has b_j votes, and it stays certified. The bounds b_j are so high
+    that the probability of *ever* crossing one wrongly is within the error, so any reason to stop is a valid one:
+    nothing left to decide, little that could still be decided, the share that was wanted. The run's number of samples
+    is the most that is ever drawn. ``spending=calibrated`` computes the crossing probability exactly and uses all of
+    the error; ``union`` is the union bound over the looks. With `step_down` the bounds fall as pixels are certified.
+    """
+
+    class Options(protocols.Options):
+        """Options of `adaptive`."""
+
+        tau: float = Field(0.75, ge=0.5, lt=1.0, description="probability that a label has to exceed; gives the radius")
+        alpha: float = Field(0.001, gt=0.0, lt=1.0, description="probability of any wrong claim")
+        spending: Literal["calibrated", "union"] = Field("calibrated", description="how the error is spread over looks")
+        step_down: bool = Field(True, description="lower the bounds as pixels are certified (Holm)")
+        futility: float = Field(0.02, ge=0.0, lt=1.0, description="stop when at most this share of the pixels is "
+                                                                  "uncertified and on course to be certified")
+        target: float = Field(1.0, gt=0.0, le=1.0, description="stop when this share of the pixels is certified")
+
+    cuts: tuple[int, ...] = ()
+
+    def __init__(self, options: Options | None = None) -> None:
+        self.options = options or self.Options()
+
+    def looks(self, samples: int) -> Schedule:
+        """96, 136, 192, 272, … copies, a factor √2 apart, and the last one."""
+        return Schedule(geometric_looks(samples), self.done)
+
+    def min_samples(self, pixels: int, levels: int) -> int:
+        """The number of copies below which not even a unanimous pixel can be certified."""
+        return min_planned_copies(self.options.tau, self.options.alpha, pixels,
+                                  calibrated=self.options.spending == "calibrated")
+
+    def done(self, tally: Tally) -> tuple[bool, str]:
+        """Whether to stop at this look, and why; the shares are over the pixels of all levels."""
+        certified = self._labels(tally) != ABSTAIN
+        share = float(certified.mean())
+        if share >= self.options.target:
+            return True, f"{share:.1%} of the pixels are certified"
+        counts, planned = tally.counts, tally.planned or tally.samples
+        votes = np.maximum(counts, tally.samples - counts)
+        last = ladder_of(self.options, tally)[2][0, -1]
+        hopeful = float((~certified & (votes * planned >= int(last) * tally.samples)).mean())
+        verdict = f"{hopeful:.1%} of the pixels could still be certified"
+        return hopeful <= self.options.futility, f"only {verdict}" if hopeful <= self.options.futility else verdict
+
+    def certify(self, tally: Tally) -> Certificate:
+        """Certify every pixel that has crossed its bound at one of the looks so far.
+
+        Raises:
+            UsageError: real-valued levels.
+        """
+        require_binary("adaptive", tally)
+        o, radius = self.options, smoothing_radius(tally.sigma, self.options.tau)
+        looks = ladder_of(o, tally)[0]
+        return Certificate(
+            certifier="adaptive", options=o.model_dump(mode="json"), subject="pixel-label", norm="l2", radius=radius,
+            confidence=1.0 - o.alpha, family=tally.pixels, function="smoothed", method="statistical",
+            samples=tally.samples, sigma=tally.sigma, levels=tally.levels, labels=self._labels(tally),
+            statement=f"{probability(o.alpha, tally)}, looked at {sum(n <= tally.samples for n in looks)} of "
+                      f"{len(looks)} times, all certified pixels of a level keep their label in {smoothed_map(tally)} "
+                      f"{ball(radius, tally, o.tau)}.",
+            arrays={"looks": np.array(looks), "bounds": ladder_of(o, tally)[2][0]}, warnings=notes(tally))
+
+    def _labels(self, tally: Tally) -> np.ndarray:
+        """int8 (L,h,w); the label of a pixel is the one it had where it crossed furthest."""
+        looks, tests, bounds = ladder_of(self.options, tally)
+        codes = np.full(tally.segments.shape[1:], 2 * len(tests), dtype=np.int16)
+        for j, n in enumerate(looks):
+            if n <= tally.samples:
+                codes = np.minimum(codes, steps_of_counts(tally.upto(n), n, bounds[:, j]))
+        steps = np.array([certified_steps(level, tests) for level in codes])
+        return np.where(codes < 2 * steps[:, None, None], codes & 1, ABSTAIN).astype(np.int8)
+
+
+def ladder_of(options: Adaptive.Options, tally: Tally) -> tuple[tuple[int, ...], tuple[int, ...], np.ndarray]:
+    """The looks at which the tally keeps counts, the numbers of tests, the boundaries (steps, looks).
+
+    The looks follow from the planned number of copies and from where the tally is cut, both fixed before the first
+    copy. A tally that is cut nowhere has one look: its end.
+    """
+    planned = tally.planned or tally.samples
+    looks = tuple(n for n in geometric_looks(planned) if n in tally.cuts or n == planned)
+    if tally.samples < looks[0]:
+        looks = (tally.samples,)
+    tests, bounds = ladder(looks, options.tau, options.alpha, tally.pixels,
+                           calibrated=options.spending == "calibrated", step_down=options.step_down)
+    return looks, tests, bounds
