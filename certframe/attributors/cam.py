@@ -32,6 +32,8 @@ def layer_gradient(split: Split, inputs: Tensor, targets: Tensor) -> tuple[Tenso
         activation, *carried = split.body(inputs.detach())
     activation = activation.detach().requires_grad_()
     logits = split.head(activation, *carried)
+    if not logits.requires_grad:
+        return activation.detach(), None, logits.float()
     gradient, = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), activation, allow_unused=True)
     return activation.detach(), gradient, logits.detach().float()
 
