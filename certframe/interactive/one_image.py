@@ -172,7 +172,7 @@ def _model(model: str | Model | nn.Module, picture: Any, device: Any, given: Map
     else:
         if isinstance(model, torch.nn.Module):
             size = (*picture.shape,) if isinstance(picture, torch.Tensor) else (3, 224, 224)
-            wrapped = TorchModel(model, size)  # type: ignore[arg-type]  # it checks the length
+            wrapped = TorchModel(model, size)
         else:
             wrapped = model
         parameter = next(wrapped.module.parameters(), torch.empty(0))
