@@ -345,7 +345,7 @@ def _explain(error: ValidationError, model: type[BaseModel], what: str) -> str:
         return f"{what} '{name}' is needed{more}"
     message = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error" and where:
-        return f"{message}{more}"  # a validator of the plugin's own: it names the option itself
+        return f"{what} {where.split('.')[0]}: {message}{more}"  # a validator's own words, which show the value
     value = first.get("input")
     shown = f" = {value!r}" if isinstance(value, str | int | float | bool | type(None)) else ""
     label = where.split(".")[0] if where else what
