@@ -6,6 +6,7 @@ Memory does not depend on n: no noisy copy and no map outlives its batch.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -137,9 +138,11 @@ class Sampler:
         Raises:
             UsageError: an attribution, or the model's output, is NaN or infinite.
         """
+        if start >= stop:
+            raise UsageError(f"no copies between {start} and {stop}: ask for at least one")
         noise = GaussianNoise(self.seed, subject.key)
         counters = {cell.key: _Counter() for cell in cells}
-        batches = [(low, min(low + self.batch_size, stop)) for low in range(start, stop, self.batch_size)]
+        batches = self._batches(start, stop)
         for low, high in batches:
             unit = noise.draw(low, high, subject.image.shape, subject.image.device)
             for sigma in dict.fromkeys(cell.sigma for cell in cells):
@@ -150,6 +153,14 @@ class Sampler:
         for cell in cells:
             self._check(counters[cell.key], subject, cell, batches)
         return {cell.key: self._tally(counters[cell.key], subject, cell, start, stop) for cell in cells}
+
+    def _batches(self, start: int, stop: int) -> list[tuple[int, int]]:
+        """Ranges up to multiples of the batch size: a copy is in the same batch wherever the whole range begins.
+
+        The last digits of a network's output may depend on the batch, and counts with them.
+        """
+        edges = [start, *range(start - start % self.batch_size + self.batch_size, stop, self.batch_size), stop]
+        return list(itertools.pairwise(edges))
 
     def _count(self, counter: _Counter, subject: Subject, cell: Cell, noisy: Tensor, low: int, high: int) -> None:
         attribution = self._attribute(subject, cell, noisy, range(low, high))
@@ -200,9 +211,7 @@ class Sampler:
                              f"'{subject.name}'{where}: another method, or options that keep it finite, will do")
 
     def _tally(self, counter: _Counter, subject: Subject, cell: Cell, start: int, stop: int) -> Tally:
-        segments = counter.segments
-        if segments is None:
-            raise UsageError(f"no copies between {start} and {stop}: ask for at least one")
+        assert counter.segments is not None
         identity = {
             **self._identity, "image": subject.key, "noise": f"gaussian seed={self.seed} {STREAM}",
             "target": subject.target, "target_name": subject.target_name, "attributor": cell.label,
@@ -210,7 +219,7 @@ class Sampler:
             "resolution": "input" if self.upsample else "native",
         }
         return Tally(
-            segments=segments.cpu().numpy(), copies=((start, stop),), levels=tuple(self.sparsifier.levels),
+            segments=counter.segments.cpu().numpy(), copies=((start, stop),), levels=tuple(self.sparsifier.levels),
             sigma=cell.sigma, cuts=self.cuts, planned=self.planned, nested=self.sparsifier.nested,
             unit=1 if self.sparsifier.binary else REAL_UNIT, identity=identity,
             votes=None if counter.votes is None else counter.votes.cpu().numpy())
