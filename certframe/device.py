@@ -50,9 +50,14 @@ def available_devices() -> list[str]:
 
 
 def weights_hash(module: nn.Module) -> str:
-    """SHA-256 over the names, types, shapes and bytes of all parameters and buffers."""
+    """SHA-256 over the names, types, shapes and bytes of all parameters and buffers.
+
+    Also of buffers that a state dict leaves out: a model's normalisation may be one.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(module.state_dict().items()):
+    tensors = {**dict(module.named_parameters(remove_duplicate=False)),
+               **dict(module.named_buffers(remove_duplicate=False))}
+    for name, tensor in sorted(tensors.items()):
         array = tensor.detach().cpu().contiguous()
         digest.update(f"{name}|{array.dtype}|{tuple(array.shape)}|".encode())
         digest.update(array.view(torch.uint8).numpy().tobytes() if array.dim() else repr(array.item()).encode())
