@@ -9,6 +9,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from certframe import protocols
+from certframe.errors import UsageError
 from certframe.protocols import Attribution
 
 if TYPE_CHECKING:
@@ -25,9 +26,15 @@ def input_gradient(module: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[
 
     Returns:
         The gradient (B,C,H,W) and the logits (B, classes), both float32 and detached.
+
+    Raises:
+        UsageError: the logits have no gradient with respect to the input.
     """
     x = inputs.detach().requires_grad_()
     logits = module(x)
+    if not logits.requires_grad:
+        raise UsageError("the model's logits have no gradient with respect to the picture (a no_grad, a detach or a "
+                         "step function on the way): take a method that needs no gradients")
     # Rows do not meet in a classifier in eval mode, so the gradient of the sum holds each row's own gradient.
     gradient, = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), x)
     return gradient.float(), logits.detach().float()

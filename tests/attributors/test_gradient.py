@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from networks import settled
+from networks import Wrong, settled
 from torch import Tensor, nn
 
 from certframe.attributors.gradient import Gradient, InputXGradient, SmoothGrad, input_gradient
+from certframe.errors import UsageError
 from certframe.models.digits import Digits
 from certframe.noise import CopyRng
 from certframe.torch_model import TorchModel
@@ -68,6 +69,13 @@ def test_gradient_equals_central_differences(smooth: TorchModel) -> None:
         high, low = (smooth.module(x.double() + sign * shift.view(SIZE)) for sign in (1, -1))
         slope = ((high - low) / (2 * step)).gather(1, targets[:, None])[:, 0]
         torch.testing.assert_close(gradient.flatten(1)[:, index].double(), slope, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [Gradient(), InputXGradient(), SmoothGrad()])
+def test_a_model_without_gradients_is_refused(method: Gradient | InputXGradient | SmoothGrad) -> None:
+    model = TorchModel(nn.Sequential(nn.Flatten(), Wrong(lambda x: x.detach())), SIZE)
+    with pytest.raises(UsageError, match="no gradient with respect to the picture"):
+        method.attribute(model, *batch(), rng=rng())
 
 
 def smoothgrad_by_loop(model: TorchModel, x: Tensor, target: int, copy: int, samples: int, noise: float) -> Tensor:

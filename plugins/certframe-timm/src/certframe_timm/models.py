@@ -64,7 +64,7 @@ class Timm(TimmClassifier):
     @classmethod
     def conformance_options(cls, directory: Path) -> dict[str, Any]:
         """A small network with random weights, for the conformance kit."""
-        return {"architecture": "resnet18", "pretrained": False}
+        return {"architecture": "test_resnet", "pretrained": False}
 
 
 class Lite0(TimmClassifier):
