@@ -224,9 +224,9 @@ class _OptionPlan:
                                  f"(kinds: {', '.join(HOOKS)})")
             for key, value in table.items():
                 if isinstance(value, dict):
-                    self._given += [(kind, key, k, v) for k, v in value.items()]
+                    self._given += [(kind, key, k.replace("-", "_"), v) for k, v in value.items()]
                 else:
-                    self._given.append((kind, None, key, value))
+                    self._given.append((kind, None, key.replace("-", "_"), value))
         # A plugin's own option wins over one for the whole kind; the command line wins over the file.
         self._given.sort(key=lambda item: item[1] is not None)
         self._overrides = sorted(overrides, key=lambda item: item[1] is not None)
@@ -286,13 +286,13 @@ def component(kind: str, reference: Reference, registry: Registry | None = None,
     options_class = getattr(cls, "Options", None)
     if not (isinstance(options_class, type) and issubclass(options_class, BaseModel)):
         raise UsageError(f"{kind} '{entry.qualified}' is broken: its class has no Options model")
-    given = (plan or _OptionPlan({}, [])).collect(kind, entry.name, options_class.model_fields, inline)
     if argument is not None:
         field = getattr(cls, "argument", None)
         if field is None:
             raise UsageError(f"{kind} '{text}': '{entry.name}' takes no argument after the colon; give options with "
                              f"-o {kind}.option=value")
-        given.setdefault(field, argument)
+        inline.setdefault(field, argument)
+    given = (plan or _OptionPlan({}, [])).collect(kind, entry.name, options_class.model_fields, inline)
     try:
         options = options_class.model_validate(given)
     except ValidationError as error:
