@@ -127,7 +127,8 @@ class Registry:
                 function = getattr(plugin, hook, None)
                 if function is not None and self._is_registered(plugin, hook):
                     function(register=_collector(kind, owner, version, found))
-            _check_twice(found)
+            mine = [e for entries in self._entries.values() for e in entries if e.distribution == owner]
+            _check_twice((*mine, *found))
         except Exception as error:
             if self._manager.has_plugin(f"{owner}:{name}"):
                 self._manager.unregister(name=f"{owner}:{name}")
@@ -185,7 +186,7 @@ class Registry:
             return f"{text}: it comes with the package {package}; install it with 'pip install {package}'"
         others = [k for k in HOOKS if k != kind and any(e.name == name for e in self._entries[k])]
         if others:
-            return f"{text}: it is a {others[0]}, not a {kind}"
+            return f"{text}: it is {_article(others[0])}, not {_article(kind)}"
         close = suggest(name, self.names(kind))
         return f"{text}{close or ';'} see 'certframe list {kind}s'"
 
@@ -207,6 +208,10 @@ def _check_twice(found: Iterable[Entry]) -> None:
         if (entry.kind, entry.name) in seen:
             raise UsageError(f"{entry.kind} '{entry.name}' is registered twice by {entry.distribution}")
         seen.add((entry.kind, entry.name))
+
+
+def _article(kind: str) -> str:
+    return f"an {kind}" if kind[0] in "aeio" else f"a {kind}"
 
 
 def _version(distribution: str) -> str:
