@@ -116,14 +116,15 @@ def rng(copies: Sequence[int], *, seed: int = 0, device: torch.device | str = "c
     return CopyRng(seed, "0" * 64, "conformance", copies, device)
 
 
-def tally(draws: np.ndarray, *, sigma: float = 0.25, cuts: Sequence[int] = (), nested: bool = False,
-          votes: np.ndarray | None = None) -> Tally:
+def tally(draws: np.ndarray, *, sigma: float = 0.25, cuts: Sequence[int] = (), planned: int = 0,
+          nested: bool = False, votes: np.ndarray | None = None) -> Tally:
     """The tally of given levels.
 
     Args:
         draws: (n,L,h,w), bool for 0/1 levels or float in [0, 1]: what the sparsifier gave for each noisy copy.
         sigma: standard deviation of the noise.
         cuts: numbers of copies at which the counts are kept apart.
+        planned: the number of copies that were to be drawn at most; by default n.
         nested: whether level l contains level l+1.
         votes: (n,) predicted class of each copy; by default class 1 of 4, always.
     """
@@ -136,7 +137,8 @@ def tally(draws: np.ndarray, *, sigma: float = 0.25, cuts: Sequence[int] = (), n
     return Tally(
         segments=np.stack([whole[a:b].sum(axis=0) for a, b in pieces]), copies=((0, n),),
         levels=tuple(f"{100 / 2 ** (level + 1):g}" for level in range(levels)), sigma=sigma, cuts=tuple(cuts),
-        nested=nested, unit=unit, votes=np.stack([np.bincount(winners[a:b], minlength=4) for a, b in pieces]),
+        planned=planned or n, nested=nested, unit=unit,
+        votes=np.stack([np.bincount(winners[a:b], minlength=4) for a, b in pieces]),
         identity={"image": "0" * 64, "noise": "gaussian", "target": 1, "target_name": "class 1",
                   "attributor": "conformance"})
 

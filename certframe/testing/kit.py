@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import functools
 import importlib
+import shutil
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +62,7 @@ class Subject:
             raise UsageError(f"unknown plugin kind {kind!r}: it is one of {', '.join(KINDS)}")
         self.kind, self.cls = kind, cls
         self._given, self._model, self._directory = options, model, directory
+        self._remove: weakref.finalize[..., Subject] | None = None
 
     @functools.cached_property
     def options(self) -> Mapping[str, Any]:
@@ -73,16 +76,15 @@ class Subject:
     def directory(self) -> Path:
         """The folder for files that the options need."""
         if self._directory is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="certframe-check-", ignore_cleanup_errors=True)
-            self._directory = Path(self._temporary.name)
+            self._directory = Path(tempfile.mkdtemp(prefix="certframe-check-"))
+            self._remove = weakref.finalize(self, shutil.rmtree, self._directory, ignore_errors=True)
         self._directory.mkdir(parents=True, exist_ok=True)
         return self._directory
 
     def close(self) -> None:
         """Remove the temporary folder, if there is one."""
-        temporary = self.__dict__.pop("_temporary", None)
-        if temporary is not None:
-            temporary.cleanup()
+        if self._remove is not None:
+            self._remove()
 
     def build(self, **changes: Any) -> Any:
         """A new instance, with some options changed."""

@@ -18,6 +18,7 @@ from certframe.tally import Tally
 from certframe.testing import fixtures
 from certframe.testing.kit import NotApplicable, Subject, check, require
 from certframe.testing.unchanged import unchanged_process
+from certframe.worker import cuts_of
 
 _HEIGHT, _WIDTH = 3, 4
 _PIXELS = _HEIGHT * _WIDTH
@@ -26,15 +27,15 @@ _RUNS, _ALPHA, _SUSPICION = 1000, 0.2, 1e-5
 _HAIR = 1e-9
 
 
-def _cuts(certifier: Certifier, samples: int) -> list[int]:
-    return [cut for cut in certifier.cuts if cut < samples]
-
-
 def _samples(certifier: Certifier, levels: int = 2) -> int:
-    """Copies enough to certify something and, for an adaptive certifier, to reach its last look."""
-    needed = max(2 * certifier.min_samples(_PIXELS, levels), 60)
-    schedule = certifier.looks(4096)
-    return max(needed, max(schedule.looks)) if schedule is not None else needed
+    """Copies enough to certify something, and for an adaptive certifier to look more than once."""
+    return max(2 * certifier.min_samples(_PIXELS, levels), 200)
+
+
+def _count(certifier: Certifier, draws: np.ndarray, *, planned: int = 0, sigma: float = 0.25) -> Tally:
+    """The tally that a run of so many planned copies, by default all, has after these."""
+    planned = planned or len(draws)
+    return fixtures.tally(draws, cuts=cuts_of([certifier], planned), planned=planned, nested=True, sigma=sigma)
 
 
 def _draws(samples: int, levels: int = 2, *, binary: bool = True, seed: int = 0) -> np.ndarray:
@@ -52,7 +53,7 @@ def _tallies(subject: Subject, certifier: Certifier, levels: int = 2) -> list[Ta
     accepted, refusals = [], []
     n = _samples(certifier, levels)
     for binary in (True, False):
-        tally = fixtures.tally(_draws(n, levels, binary=binary), cuts=_cuts(certifier, n), nested=True)
+        tally = _count(certifier, _draws(n, levels, binary=binary))
         try:
             certifier.certify(tally)
         except UsageError as error:
@@ -136,7 +137,7 @@ def pure(subject: Subject) -> None:
     for tally in _tallies(subject, certifier):
         first = _as_plain(certifier.certify(tally))
         other = _draws(tally.samples, seed=5, binary=tally.unit == 1)
-        certifier.certify(fixtures.tally(other, sigma=1.0, cuts=tally.cuts))
+        certifier.certify(_count(certifier, other, sigma=1.0))
         again, elsewhere = certifier.certify(tally), subject.build().certify(tally)
         require(_as_plain(again) == first, "certifying the same tally again gives another certificate")
         require(_as_plain(elsewhere) == first, "another instance gives another certificate")
@@ -165,7 +166,7 @@ def pixel_order(subject: Subject) -> None:
     for tally in _tallies(subject, certifier):
         draws = _draws(tally.samples, binary=tally.unit == 1)
         shuffled = draws.reshape(*draws.shape[:2], -1)[:, :, order].reshape(draws.shape)
-        found = certifier.certify(fixtures.tally(shuffled, cuts=tally.cuts, nested=True)).labels
+        found = certifier.certify(_count(certifier, shuffled)).labels
         straight = certifier.certify(tally).labels
         require(np.array_equal(found.reshape(2, -1), straight.reshape(2, -1)[:, order]),
                 "the labels depend on where in the map a pixel is")
@@ -178,7 +179,7 @@ def cuts(subject: Subject) -> None:
     found = list(certifier.cuts)
     require(all(isinstance(cut, int) and cut > 0 for cut in found) and found == sorted(set(found)),
             f"cuts is {found}, not increasing positive whole numbers")
-    for tally in _tallies(subject, certifier):
+    for tally in _tallies(subject, certifier) if found else ():
         uncut = fixtures.tally(_draws(tally.samples, binary=tally.unit == 1), nested=True)
         try:
             labels = certifier.certify(uncut).labels
@@ -192,14 +193,16 @@ def cuts(subject: Subject) -> None:
 def looks(subject: Subject) -> None:
     """`looks` is None or a schedule of increasing looks whose verdict is (bool, reason) and leaves the tally alone."""
     certifier = subject.build()
-    schedule = certifier.looks(4096)
+    planned = _samples(certifier)
+    schedule = certifier.looks(planned)
     if schedule is None:
         raise NotApplicable("the number of copies is fixed in advance")
     require(isinstance(schedule, Schedule), f"looks() returns {type(schedule).__name__}, not certframe.Schedule")
     at = list(schedule.looks)
     require(bool(at) and at == sorted(set(at)) and at[0] > 0, f"looks are {at}, not increasing positive numbers")
+    require(at[-1] <= planned, f"the last look is at {at[-1]}, of {planned} copies that are planned")
     for n in (at[0], at[-1]):
-        tally = fixtures.tally(_draws(n), cuts=_cuts(certifier, n), nested=True)
+        tally = _count(certifier, _draws(n), planned=planned)
         before = tally.segments.copy()
         verdict = schedule.done(tally)
         require(isinstance(verdict, tuple) and len(verdict) == 2 and isinstance(verdict[0], bool | np.bool_)
@@ -211,7 +214,7 @@ def looks(subject: Subject) -> None:
 def _unanimous(certifier: Certifier, samples: int, levels: int = 2) -> Tally:
     draws = np.zeros((samples, levels, _HEIGHT, _WIDTH), dtype=np.bool_)
     draws[:, :, 0] = True
-    return fixtures.tally(draws, cuts=_cuts(certifier, samples), nested=True)
+    return _count(certifier, draws)
 
 
 @check("certifier")
@@ -245,7 +248,7 @@ def more_votes(subject: Subject) -> None:
     n = tally.samples
     counts = np.unique(np.linspace(0, n, 200).astype(int))
     prefix = np.arange(n)[:, None] < counts[None]  # pixel j is 1 in the first counts[j] copies
-    found = certifier.certify(fixtures.tally(prefix[:, None, None, :], cuts=tally.cuts)).labels[0, 0]
+    found = certifier.certify(_count(certifier, prefix[:, None, None, :])).labels[0, 0]
     rank = np.select([found == 0, found == ABSTAIN], [0, 1], 2)
     drop = np.flatnonzero(np.diff(rank) < 0)
     if drop.size:
@@ -255,13 +258,13 @@ def more_votes(subject: Subject) -> None:
 
 def _stop(certifier: Certifier, draws: np.ndarray) -> Tally:
     """The tally at which a run would have stopped."""
-    schedule = certifier.looks(4096)
+    planned = len(draws)
+    schedule = certifier.looks(planned)
     for n in schedule.looks if schedule is not None else ():
-        if n < len(draws):
-            tally = fixtures.tally(draws[:n], cuts=_cuts(certifier, n))
-            if schedule is not None and schedule.done(tally)[0]:
-                return tally
-    return fixtures.tally(draws, cuts=_cuts(certifier, len(draws)))
+        tally = _count(certifier, draws[:n], planned=planned)
+        if n < planned and schedule is not None and schedule.done(tally)[0]:
+            return tally
+    return _count(certifier, draws)
 
 
 def wrong_runs(certifier: Certifier, probabilities: np.ndarray, samples: int, runs: int, seed: int = 0) -> int:
@@ -303,9 +306,9 @@ def sound(subject: Subject) -> None:
     cases = {
         "just below τ": np.full(pixels.shape, tau - _HAIR),
         "just above 1 − τ": np.full(pixels.shape, 1 - tau + _HAIR),
-        "of which half are certain and half just below τ": np.where(pixels % 2, tau - _HAIR, 1.0),
+        "some just below τ, some certain": np.choose(pixels % 3, [tau - _HAIR, 0.0, 1.0]),
     }
     for name, probabilities in cases.items():
-        wrong = wrong_runs(certifier, probabilities, max(n, 200), _RUNS)
+        wrong = wrong_runs(certifier, probabilities, n, _RUNS)
         require(wrong <= limit, f"false claims in {wrong} of {_RUNS} runs with pixels {name}; at confidence "
                                 f"{found.confidence:g} about {stated * _RUNS:.0f} are allowed")

@@ -101,9 +101,9 @@ def copies(subject: Subject) -> None:
 def out_of_range(subject: Subject) -> None:
     """An index past the end raises IndexError, in `load` and `name`, as for every sequence."""
     dataset = subject.instance
-    for method in (dataset.name, dataset.load):
+    for method in ("name", "load"):
         try:
-            found = method(len(dataset))
+            found = getattr(dataset, method)(len(dataset))
         except IndexError:
             continue
-        require(False, f"{method.__name__}({len(dataset)}) of {len(dataset)} images returns {found!r}")
+        require(False, f"{method}({len(dataset)}) of {len(dataset)} images returns {found!r}")

@@ -103,7 +103,7 @@ def exceptions(subject: Subject) -> None:
             error = future.exception(timeout=_SECONDS)
             require(isinstance(error, kind) and "text of the task" in str(error),
                     f"a task's {kind.__name__} arrives as {type(error).__name__}: {error}")
-        require(_result(executor.submit(("scale", 5))) == 15, "after a failed task the next one gives a wrong result")
+            require(_result(executor.submit(("scale", 5))) == 15, "after a failed task the next one is wrong")
 
 
 @check("executor")
