@@ -38,8 +38,8 @@ def page(distributions: Sequence[str]) -> str:
     registry = default_registry()
     missing = set(distributions) - {plugin.distribution for plugin in registry.plugins}
     if missing:
-        raise SystemExit(f"not installed or broken: {', '.join(sorted(missing))}; run 'pip install -r requirements.txt' "
-                         "and look at 'certframe plugins'")
+        raise SystemExit(f"not installed or broken: {', '.join(sorted(missing))}; run 'certframe plugins', or install "
+                         "them with 'pip install -r requirements.txt'")
     parts = [md.NOTICE, _INTRO, _settings()]
     for kind in HOOKS:
         entries = [e for e in registry.entries(kind) if e.distribution in distributions]

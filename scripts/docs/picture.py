@@ -2,8 +2,8 @@
 
     python scripts/docs/picture.py
 
-It is the run of ``certframe run --limit 1``: the photograph *coffee* (Rachel Michetti, CC0, from scikit-image), the model
-lite0, grad-cam, 100 noisy copies at σ = 0.15, τ = 0.75, α = 0.001.
+It is the run of ``certframe run --limit 1``: the photograph *coffee* (Rachel Michetti, CC0, from scikit-image), lite0,
+grad-cam, 100 noisy copies at σ = 0.15, τ = 0.75, α = 0.001.
 """
 
 from __future__ import annotations

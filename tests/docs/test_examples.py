@@ -1,8 +1,8 @@
 """The examples in the documentation run as they stand.
 
-The blocks with a file name on a page under docs/plugins are the files of a distribution. All of them are written out and
-announced to Python as if they were installed; then, in one other process, their own tests run, and after them the other
-Python blocks of each page, in order, in a folder with a picture and a run.
+The blocks with a file name on a page under docs/plugins are the files of a distribution. All of them are written out
+and announced to Python as if they were installed; then, in one other process, their own tests run, and with them the
+other Python blocks of each page, in order, in a folder with a picture and a run.
 """
 
 from __future__ import annotations

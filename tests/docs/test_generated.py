@@ -59,8 +59,8 @@ def test_docstring_sections_become_lists():
         ValueError: never.
     """)
     assert text.splitlines() == [
-        "Do it.", "", "**Args**", "", "- first: one thing", "  that goes on.", "- second: another.", "", "**Raises**", "",
-        "- ValueError: never."]
+        "Do it.", "", "**Args**", "", "- first: one thing", "  that goes on.", "- second: another.", "",
+        "**Raises**", "", "- ValueError: never."]
 
 
 def test_exit_codes_are_those_of_the_program():
