@@ -350,3 +350,18 @@ def _explain(error: ValidationError, model: type[BaseModel], what: str) -> str:
     shown = f" = {value!r}" if isinstance(value, str | int | float | bool | type(None)) else ""
     label = where.split(".")[0] if where else what
     return f"{what} {label}{shown}: {message[:1].lower()}{message[1:]}{more}"
+
+
+def distinct(components: Sequence[Component]) -> list[str]:
+    """A name for each component: its own, with the options in which components of one name differ."""
+    result = []
+    for component in components:
+        same = [other.options for other in components if other.name == component.name]
+        differing = [f"{key}={_shown(value)}" for key, value in component.options.items()
+                     if any(options.get(key) != value for options in same)]
+        result.append(f"{component.name} ({', '.join(differing)})" if differing else component.name)
+    return result
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

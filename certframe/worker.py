@@ -41,8 +41,13 @@ def component_key(component: Component) -> str:
 
 def cells_of(config: RunConfig) -> list[CellSpec]:
     """The attributors × noise levels of a run, in its order."""
-    return [CellSpec(f"{component_key(component)}-s{sigma:g}", i, sigma)
+    return [CellSpec(f"{component_key(component)}-s{_short(sigma)}", i, sigma)
             for sigma in config.sigma for i, component in enumerate(config.attributor)]
+
+
+def _short(number: float) -> str:
+    """The shortest text that is this number and no other."""
+    return f"{number:g}" if float(f"{number:g}") == number else repr(number)
 
 
 @dataclass(frozen=True)
@@ -103,18 +108,8 @@ class Worker:
         self.weights = weights_hash(self.model.module)
         self.dataset = config.dataset.build(registry)
         self.metrics = [component.build(registry) for component in config.metric]
-        attributors = [component.build(registry) for component in config.attributor]
-        self.cells = {
-            spec.key: Cell(spec.key, config.attributor[spec.attributor].name, attributors[spec.attributor],
-                           config.attributor[spec.attributor].fingerprint, spec.sigma)
-            for spec in cells_of(config)}
-        certifiers = [component.build(registry) for component in config.certifier]
-        self.sampler = Sampler(
-            self.model, config.sparsifier.build(registry), seed=config.seed, batch_size=config.batch_size,
-            cuts=cuts_of(certifiers, config.samples), planned=config.samples,
-            upsample=config.resolution == "input", precision=config.autocast, channels_last=config.channels_last,
-            identity={"weights": self.weights, "model": config.model.fingerprint,
-                      "sparsifier": config.sparsifier.fingerprint})
+        self.cells = build_cells(config, registry)
+        self.sampler = build_sampler(config, self.model, self.weights, registry)
         self._last: tuple[int, Subject] | None = None
 
     def __call__(self, task: Prepare | Count | Measure) -> Any:
@@ -176,6 +171,24 @@ class Worker:
         components = [self.config.attributor[spec.attributor] for spec in cells_of(self.config)
                       if spec.key in {c.key for c in (cells if isinstance(cells, list) else [cells])}]
         return guard(components[0], lambda: work(cells), components)
+
+
+def build_cells(config: RunConfig, registry: Registry | None = None) -> dict[str, Cell]:
+    """The cells of a run with their attributors, one instance for all noise levels."""
+    attributors = [component.build(registry) for component in config.attributor]
+    return {spec.key: Cell(spec.key, config.attributor[spec.attributor].name, attributors[spec.attributor],
+                           config.attributor[spec.attributor].fingerprint, spec.sigma)
+            for spec in cells_of(config)}
+
+
+def build_sampler(config: RunConfig, model: Model, weights: str, registry: Registry | None = None) -> Sampler:
+    """The sampler of a run for a model whose weights have that hash."""
+    certifiers = [component.build(registry) for component in config.certifier]
+    return Sampler(
+        model, config.sparsifier.build(registry), seed=config.seed, batch_size=config.batch_size,
+        cuts=cuts_of(certifiers, config.samples), planned=config.samples, upsample=config.resolution == "input",
+        precision=config.autocast, channels_last=config.channels_last,
+        identity={"weights": weights, "model": config.model.fingerprint, "sparsifier": config.sparsifier.fingerprint})
 
 
 def cuts_of(certifiers: Sequence[Certifier], samples: int) -> list[int]:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from certframe.config import Component, Settings
+from certframe.config import Component, Settings, distinct
 from certframe.errors import UsageError
 from certframe.registry import default_registry
 from certframe.report.page import Page, Panel, write
@@ -54,17 +54,6 @@ def _panels(run: Run, certifiers: list[Component]) -> Iterator[Panel]:
                     record = record or run.image(image)
                     yield Panel(methods[cell.attributor], cell.sigma, run.explanation(image, cell.key, key, record),
                                 instance, values[image, cell.key, key], proof)
-
-
-def distinct(components: Sequence[Component]) -> list[str]:
-    """A name for each component: its own, with the options in which components of one name differ."""
-    result = []
-    for component in components:
-        same = [other.options for other in components if other.name == component.name]
-        differing = [f"{key}={_toml(value)}" for key, value in component.options.items()
-                     if any(options.get(key) != value for options in same)]
-        result.append(f"{component.name} ({', '.join(differing)})" if differing else component.name)
-    return result
 
 
 def command_of(config: Any) -> str:
