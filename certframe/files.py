@@ -11,6 +11,10 @@ from pathlib import Path
 from certframe.errors import CertframeError
 
 
+HALF_WRITTEN = ".*.part"
+"""The names of files that are being written, or were when their process was killed."""
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Write a file under a temporary name, flush it to the disk and rename it; creates the folder when needed.
 

@@ -37,7 +37,7 @@ from safetensors.numpy import save
 
 from certframe.config import RunConfig
 from certframe.errors import CertframeError, UsageError
-from certframe.files import disk_error, sha256, write_atomic
+from certframe.files import HALF_WRITTEN, disk_error, sha256, write_atomic
 from certframe.protocols import Certificate, Explanation
 from certframe.tally import Tally
 from certframe.worker import Prepared, cells_of, component_key
@@ -119,7 +119,7 @@ class Run:
         if not path.is_dir():
             raise UsageError(f"{path} is a file: give a directory for the run with --out")
         if not (path / "run.json").exists():
-            if any(p.name != ".lock" for p in path.iterdir()):
+            if any(p.name != ".lock" and not p.match(HALF_WRITTEN) for p in path.iterdir()):
                 raise UsageError(f"{path} is not empty and is not a run: give another directory with --out")
             return None
         run = cls.load(path)
@@ -130,14 +130,23 @@ class Run:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from writing to the run."""
+        """Keep other processes from writing to the run, and clear away what a killed one has left."""
         with (self.path / ".lock").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UsageError(f"another process is working on {self.path}: wait for it, or give another directory "
                                  "with --out") from None
+            self._sweep()
             yield
+
+    def _sweep(self) -> None:
+        """Remove half-written files, and counts under way of images that are done."""
+        for path in self.path.rglob(HALF_WRITTEN):
+            path.unlink(missing_ok=True)
+        for folder in (self.path / "partial").glob("*"):
+            if self.is_done(folder.name):
+                self.drop_partial(folder.name)
 
     # -- images -------------------------------------------------------------------------------------------------------
 
@@ -150,6 +159,8 @@ class Run:
         image = prepared.image.numpy()
         arrays = {"image": _as_bytes(image)}
         arrays |= {f"map{i}": m.numpy() for i, m in enumerate(prepared.maps)}
+        # safetensors writes memory as it lies; a transposed array would come back scrambled.
+        arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
         header = {name: getattr(prepared, name) for name in
                   ("index", "name", "key", "label", "target", "target_name", "confidence", "weights")}
         header["extras"] = {k: v for k, v in prepared.extras.items() if _is_json(v)}
@@ -232,7 +243,7 @@ class Run:
     def table(self) -> pa.Table:
         """All parts of the ledger, a row per image, cell, certifier and metric."""
         parts = sorted((self.path / "ledger").glob("*/*.parquet"))
-        tables = [pq.read_table(path, schema=LEDGER) for path in parts]
+        tables = [_read_part(path) for path in parts]
         return pa.concat_tables(tables) if tables else LEDGER.empty_table()
 
     def write_table(self) -> None:
@@ -314,6 +325,14 @@ def _parquet(table: pa.Table) -> bytes:
     buffer = io.BytesIO()
     pq.write_table(table, buffer)
     return buffer.getvalue()
+
+
+def _read_part(path: Path) -> pa.Table:
+    try:
+        return pq.read_table(path, schema=LEDGER)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise CertframeError(f"{path} is damaged ({' '.join(str(error).split())}): delete it and run the same command "
+                             "again") from error
 
 
 def _as_bytes(image: np.ndarray) -> np.ndarray:

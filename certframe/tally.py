@@ -210,8 +210,9 @@ def _union(a: tuple[Interval, ...], b: tuple[Interval, ...]) -> tuple[Interval, 
 
 
 def _shrink(array: np.ndarray) -> np.ndarray:
+    """The smallest unsigned type that holds the counts; in C order, because safetensors writes memory as it lies."""
     top = int(array.max(initial=0))
     for dtype in (np.uint8, np.uint16, np.uint32):
         if top <= np.iinfo(dtype).max:
-            return array.astype(dtype)
-    return array.astype(np.uint64)
+            return array.astype(dtype, order="C")
+    return array.astype(np.uint64, order="C")
