@@ -11,7 +11,7 @@ from certframe.config import Component, RunConfig, parse_option, read_file, reso
 from certframe.errors import UsageError
 from certframe.registry import Registry
 
-BASE = {"model": "toy", "dataset": "toys", "attributor": "weighted", "sparsifier": "above", "device": "cpu"}
+BASE = {"model": "toy", "dataset": "toys", "attributor": "toy-weighted", "sparsifier": "toy-above", "device": "cpu"}
 
 
 @pytest.fixture
@@ -42,19 +42,20 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_defaults(make: An
     assert make({"samples": 50}, samples=70).samples == 70
     assert make({"samples": 50}, samples=None).samples == 50
     assert make({"sigma": 0.3}, sigma=[0.1, 0.2]).sigma == [0.1, 0.2]
-    assert make({"attributor": ["random"]}, attributor=["weighted"]).attributor[0].name == "weighted"
+    assert make({"attributor": ["toy-random"]}, attributor=["toy-weighted"]).attributor[0].name == "toy-weighted"
 
 
 @pytest.mark.parametrize(("file", "overrides", "offset"), [
     ({}, (), 0),
     ({"options": {"attributor": {"offset": 1}}}, (), 1),
-    ({"options": {"attributor": {"offset": 1, "weighted": {"offset": 2}}}}, (), 2),
-    ({"options": {"attributor": {"weighted": {"offset": 2}, "offset": 1}}}, (), 2),
-    ({"attributor": {"name": "weighted", "offset": 3}, "options": {"attributor": {"weighted": {"offset": 2}}}}, (), 3),
+    ({"options": {"attributor": {"offset": 1, "toy-weighted": {"offset": 2}}}}, (), 2),
+    ({"options": {"attributor": {"toy-weighted": {"offset": 2}, "offset": 1}}}, (), 2),
+    ({"attributor": {"name": "toy-weighted", "offset": 3},
+      "options": {"attributor": {"toy-weighted": {"offset": 2}}}}, (), 3),
     ({"options": {"attributor": {"offset": 1}}}, ("attributor.offset=4",), 4),
-    ({"options": {"attributor": {"weighted": {"offset": 2}}}}, ("attributor.offset=4",), 4),
-    ({"attributor": [{"name": "weighted", "offset": 3}]}, ("attributor.offset=4",), 4),
-    ({}, ("attributor.weighted.offset=5", "attributor.offset=4"), 5),
+    ({"options": {"attributor": {"toy-weighted": {"offset": 2}}}}, ("attributor.offset=4",), 4),
+    ({"attributor": [{"name": "toy-weighted", "offset": 3}]}, ("attributor.offset=4",), 4),
+    ({}, ("attributor.toy-weighted.offset=5", "attributor.offset=4"), 5),
     ({}, ("attributor.offset=4", "attributor.offset=6"), 6),
 ])
 def test_precedence_of_options(make: Any, file: dict[str, Any], overrides: tuple[str, ...], offset: int) -> None:
@@ -70,14 +71,14 @@ def test_an_argument_on_the_command_line_wins_over_the_file(make: Any) -> None:
 
 
 def test_options_for_a_kind_go_to_those_that_have_them(make: Any) -> None:
-    config = make({"attributor": ["weighted", "poisoned"]}, ("attributor.pixels=9", "attributor.offset=2"))
+    config = make({"attributor": ["toy-weighted", "toy-poisoned"]}, ("attributor.pixels=9", "attributor.offset=2"))
     assert config.attributor[0].options == {"offset": 2}
     assert config.attributor[1].options["pixels"] == 9
     assert config.attributor[1].options["offset"] == 2
 
 
 def test_one_method_twice_with_other_options(make: Any) -> None:
-    config = make({"attributor": [{"name": "weighted", "offset": 1}, "weighted"]})
+    config = make({"attributor": [{"name": "toy-weighted", "offset": 1}, "toy-weighted"]})
     assert [c.options["offset"] for c in config.attributor] == [1, 0]
 
 
@@ -145,20 +146,22 @@ def test_a_word_that_is_neither_data_set_nor_path_is_unknown(refusal: Any, make:
     ({"autocast": "float8"}, ["autocast", "'float8'", "bfloat16"]),
     ({"model": ["toy", "toy:1"]}, ["model", "at most 1"]),
     ({"attributor": []}, ["attributor", "at least 1"]),
-    ({"attributor": ["weighted", "weighted"]}, ["attributor", "'weighted' is given twice"]),
-    ({"attributor": ["weighted", "certframe-toys/weighted"]}, ["attributor 'weighted'", "twice", "same options"]),
+    ({"attributor": ["toy-weighted", "toy-weighted"]}, ["attributor", "'toy-weighted' is given twice"]),
+    ({"attributor": ["toy-weighted", "certframe-toys/toy-weighted"]}, ["'toy-weighted'", "twice", "same options"]),
     ({"attributor": 3}, ["attributor"]),
     ({"attributor": [3]}, ["attributor"]),
     ({"attributor": {"offset": 3}}, ["attributor", "no name"]),
-    ({"attributor": {"name": "weighted", "ofset": 3}}, ["'weighted'", "unknown option 'ofset'", "'offset'"]),
-    ({"attributor": {"name": "weighted", "offset": "far"}}, ["'weighted'", "offset", "'far'", "integer", "describe"]),
-    ({"attributor": "weigthed"}, ["unknown attributor 'weigthed'", "did you mean 'weighted'"]),
+    ({"attributor": {"name": "toy-weighted", "ofset": 3}}, ["'toy-weighted'", "unknown option 'ofset'", "'offset'"]),
+    ({"attributor": {"name": "toy-weighted", "offset": "far"}},
+     ["'toy-weighted'", "offset", "'far'", "integer", "describe"]),
+    ({"attributor": "toy-weigthed"}, ["unknown attributor 'toy-weigthed'", "did you mean 'toy-weighted'"]),
     ({"attributor": "toy"}, ["unknown attributor 'toy'", "it is a model"]),
-    ({"attributor": "weighted:3"}, ["'weighted'", "no argument"]),
+    ({"attributor": "toy-weighted:3"}, ["'toy-weighted'", "no argument"]),
     ({"options": {"attributer": {"offset": 1}}}, ["attributer", "did you mean 'attributor'"]),
     ({"options": {"attributor": 3}}, ["options"]),
-    ({"options": {"attributor": {"ofset": 1}}}, ["unknown option 'ofset'", "'weighted'", "'offset'"]),
-    ({"options": {"attributor": {"random": {"offset": 1}}}}, ["attributor.random.offset", "no attributor 'random'"]),
+    ({"options": {"attributor": {"ofset": 1}}}, ["unknown option 'ofset'", "'toy-weighted'", "'offset'"]),
+    ({"options": {"attributor": {"toy-random": {"offset": 1}}}},
+     ["attributor.toy-random.offset", "no attributor 'toy-random'"]),
     ({"options": {"executor": {"slots": 1}}}, ["unknown option 'slots'", "'local'", "no options"]),
 ])
 def test_what_is_wrong_in_a_file(refusal: Any, file: dict[str, Any], said: list[str]) -> None:
@@ -176,8 +179,8 @@ def test_what_is_wrong_in_a_file(refusal: Any, file: dict[str, Any], said: list[
     ("atributor.offset=3", ["'atributor'", "did you mean 'attributor'"]),
     ("zzz.offset=3", ["'zzz'", "model, attributor"]),
     ("attributor.ofset=3", ["unknown option 'ofset'", "did you mean 'offset'"]),
-    ("attributor.weighted.ofset=3", ["unknown option 'ofset'", "offset"]),
-    ("attributor.wieghted.offset=3", ["no attributor 'wieghted'", "did you mean 'weighted'"]),
+    ("attributor.toy-weighted.ofset=3", ["unknown option 'ofset'", "offset"]),
+    ("attributor.toy-wieghted.offset=3", ["no attributor 'toy-wieghted'", "did you mean 'toy-weighted'"]),
     ("attributor.offset=far", ["offset", "'far'"]),
     ("attributor.offset=1.5", ["offset", "1.5"]),
     ("certifier.tau=0.4", ["'pixel'", "tau", "0.4", "0.5"]),
@@ -237,12 +240,12 @@ def test_no_text_is_more_than_one_option(text: str) -> None:
 
 def test_a_file_is_read_and_its_faults_are_named(tmp_path: Path, registry: Registry) -> None:
     path = tmp_path / "run.toml"
-    path.write_text('model = "toy:7"\ndataset = "toys"\nsparsifier = "above"\nsamples = 40\nsigma = [0.1, 0.2]\n'
-                    '[[attributor]]\nname = "weighted"\noffset = 2\n[[attributor]]\nname = "random"\n'
+    path.write_text('model = "toy:7"\ndataset = "toys"\nsparsifier = "toy-above"\nsamples = 40\nsigma = [0.1, 0.2]\n'
+                    '[[attributor]]\nname = "toy-weighted"\noffset = 2\n[[attributor]]\nname = "toy-random"\n'
                     '[options.certifier.pixel]\ntau = 0.8\n[options.sparsifier]\nt = [0.0]\n', encoding="utf-8")
     config = resolve(read_file(path), registry=registry, source=str(path))
     assert config.model.options["seed"] == 7
-    assert [c.name for c in config.attributor] == ["weighted", "random"]
+    assert [c.name for c in config.attributor] == ["toy-weighted", "toy-random"]
     assert config.attributor[0].options == {"offset": 2}
     assert config.certifier[0].options["tau"] == 0.8
     assert config.sparsifier.options["t"] == [0.0]
@@ -265,17 +268,17 @@ def test_a_file_is_read_and_its_faults_are_named(tmp_path: Path, registry: Regis
 def test_how_a_run_is_carried_out_does_not_change_what_it_is(make: Any) -> None:
     reference = make()
     for change in ({"batch_size": 5}, {"device": "cuda:7"}, {"channels_last": True}, {"compile": True},
-                   {"executor": "threads"}):
+                   {"executor": "toy-threads"}):
         assert make(**change).digest == reference.digest, change
     for change in ({"samples": 99}, {"seed": 1}, {"sigma": 0.2}, {"limit": 1}, {"autocast": "bfloat16"},
-                   {"resolution": "native"}, {"attributor": "random"}, {"dataset": "./x"}, {"model": "toy:1"}):
+                   {"resolution": "native"}, {"attributor": "toy-random"}, {"dataset": "./x"}, {"model": "toy:1"}):
         assert make(**change).digest != reference.digest, change
     for option in ("attributor.offset=1", "sparsifier.t=[1]", "certifier.tau=0.8", "dataset.count=3", "model.side=5"):
         assert make({}, (option,)).digest != reference.digest, option
 
 
 def test_a_configuration_survives_json(make: Any) -> None:
-    config = make({"attributor": ["weighted", "random"]}, sigma=[0.1, 1 / 3])
+    config = make({"attributor": ["toy-weighted", "toy-random"]}, sigma=[0.1, 1 / 3])
     back = RunConfig.model_validate_json(config.model_dump_json())
     assert back == config
     assert back.digest == config.digest
@@ -285,8 +288,9 @@ def test_a_component_builds_the_class_with_its_options(make: Any, registry: Regi
     built = make({}, ("attributor.offset=3",)).attributor[0].build(registry)
     assert type(built).__name__ == "Weighted"
     assert built.options.offset == 3
-    with pytest.raises(UsageError, match="unknown attributor 'elsewhere/weighted'"):
-        Component(kind="attributor", name="weighted", options={}, distribution="elsewhere", version="1").build(registry)
+    stranger = Component(kind="attributor", name="toy-weighted", options={}, distribution="elsewhere", version="1")
+    with pytest.raises(UsageError, match="unknown attributor 'elsewhere/toy-weighted'"):
+        stranger.build(registry)
 
 
 def test_the_fingerprint_knows_owner_and_options_but_not_their_order() -> None:

@@ -237,6 +237,13 @@ def test_every_count_survives(tmp_path: Path, top: int) -> None:
     assert Tally.load(tmp_path / "t").counts[0, 1, 2] == top
 
 
+def test_the_layout_in_memory_does_not_matter(tmp_path: Path) -> None:
+    tally = tally_of(some_levels(0), cuts=(4,), winners=np.arange(12) % 3)
+    assert tally.votes is not None
+    turned = replace(tally, segments=np.asfortranarray(tally.segments), votes=np.asfortranarray(tally.votes))
+    assert turned.to_bytes() == tally.to_bytes()
+
+
 def test_small_counts_take_one_byte() -> None:
     one = tally_of(np.ones((200, 1, 50, 50), bool))
     assert len(one.to_bytes()) < 1.5 * 2500 + 600

@@ -228,7 +228,8 @@ class Early:
         return min(self.options.at)
 
     def certify(self, tally: Tally) -> Certificate:
-        return replace(self._pixel.certify(tally), certifier="early")
+        # A fixed-n test of counts that were stopped early is a peek, and `pixel` would refuse it: this is a toy.
+        return replace(self._pixel.certify(replace(tally, planned=0)), certifier="toy-early")
 
     def looks(self, samples: int) -> Schedule:
         return Schedule(self.options.at, self._done)
@@ -326,24 +327,24 @@ class ToyPlugin:
     @hookimpl
     def certframe_attributors(self, register: Any) -> None:
         for cls in (Weighted, Coarse, Random, Constant, Poisoned, Failing):
-            register(cls.__name__.lower(), f"toys:{cls.__name__}", f"toy {cls.__name__.lower()}")
+            register(f"toy-{cls.__name__.lower()}", f"toys:{cls.__name__}", f"toy {cls.__name__.lower()}")
 
     @hookimpl
     def certframe_sparsifiers(self, register: Any) -> None:
-        register("above", "toys:Above")
-        register("soft", "toys:Soft")
+        register("toy-above", "toys:Above")
+        register("toy-soft", "toys:Soft")
 
     @hookimpl
     def certframe_certifiers(self, register: Any) -> None:
-        register("early", "toys:Early")
+        register("toy-early", "toys:Early")
 
     @hookimpl
     def certframe_metrics(self, register: Any) -> None:
-        register("needy", "toys:Needy")
+        register("toy-needy", "toys:Needy")
 
     @hookimpl
     def certframe_executors(self, register: Any) -> None:
-        register("threads", "toys:Threads")
+        register("toy-threads", "toys:Threads")
 
 
 def registry() -> Registry:
@@ -356,6 +357,6 @@ def registry() -> Registry:
 def configure(registry: Registry, *, options: Sequence[str] = (), **settings: Any) -> RunConfig:
     """A run of toys; settings and options as on the command line."""
     base: dict[str, Any] = {
-        "model": "toy", "dataset": "toys", "attributor": ["weighted"], "sparsifier": "above", "certifier": ["pixel"],
-        "samples": 48, "batch_size": 16, "sigma": [0.25], "device": "cpu"}
+        "model": "toy", "dataset": "toys", "attributor": ["toy-weighted"], "sparsifier": "toy-above",
+        "certifier": ["pixel"], "samples": 48, "batch_size": 16, "sigma": [0.25], "device": "cpu"}
     return resolve(settings={**base, **settings}, overrides=options, registry=registry)
