@@ -10,7 +10,6 @@ from pathlib import Path
 
 from certframe.errors import CertframeError
 
-
 HALF_WRITTEN = ".*.part"
 """The names of files that are being written, or were when their process was killed."""
 
