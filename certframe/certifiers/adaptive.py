@@ -102,12 +102,10 @@ def ladder_of(options: Adaptive.Options, tally: Tally) -> tuple[tuple[int, ...],
     """The looks at which the tally keeps counts, the numbers of tests, the boundaries (steps, looks).
 
     The looks follow from the planned number of copies and from where the tally is cut, both fixed before the first
-    copy. A tally that is cut nowhere has one look: its end.
+    copy. A tally that is cut nowhere has one look, the planned end; before the first look nothing is certified.
     """
     planned = tally.planned or tally.samples
     looks = tuple(n for n in geometric_looks(planned) if n in tally.cuts or n == planned)
-    if tally.samples < looks[0]:
-        looks = (tally.samples,)
     tests, bounds = ladder(looks, options.tau, options.alpha, tally.pixels,
                            calibrated=options.spending == "calibrated", step_down=options.step_down)
     return looks, tests, bounds

@@ -34,6 +34,18 @@ def require_binary(name: str, tally: Tally) -> None:
                          "binary one such as top-k")
 
 
+def require_complete(name: str, tally: Tally) -> None:
+    """Refuse counts of which an adaptive certifier has decided where they end: a test for a fixed n would be a peek.
+
+    Raises:
+        UsageError: fewer copies were drawn than were planned.
+    """
+    if tally.samples < tally.planned:
+        raise UsageError(f"certifier '{name}' is for a number of copies that is fixed in advance, and these counts "
+                         f"were stopped at {tally.samples} of {tally.planned} because of what was seen: use 'adaptive' "
+                         f"or run with '{name}'")
+
+
 def notes(tally: Tally) -> tuple[str, ...]:
     """Warnings that every certificate of the tally carries."""
     if not tally.counts.any():

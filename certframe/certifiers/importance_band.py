@@ -6,11 +6,12 @@ import numpy as np
 from pydantic import Field
 
 from certframe import protocols
-from certframe.certifiers.claims import ball, notes, probability, require_binary, smoothed_map
+from certframe.certifiers.claims import ball, notes, probability, require_binary, require_complete, smoothed_map
 from certframe.errors import UsageError
 from certframe.protocols import ABSTAIN, Certificate, Schedule
 from certframe.statistics.bands import band_threshold
 from certframe.statistics.binomial import smoothing_radius
+from certframe.statistics.corrections import min_copies
 from certframe.tally import Tally
 
 
@@ -42,14 +43,12 @@ class ImportanceBand:
 
     def min_samples(self, pixels: int, levels: int) -> int:
         """The number of copies below which nothing can be certified."""
-        n = 1
-        while band_threshold(n, self.options.tau, self.options.alpha, pixels) > n:
-            n += 1
-        return n
+        return min_copies(self.options.tau, self.options.alpha / 2, pixels, two_sided=False)
 
     def evidence(self, tally: Tally) -> tuple[np.ndarray, np.ndarray]:
         """The majority label (int8) and its votes (int64), both (L,h,w)."""
         require_binary("importance-band", tally)
+        require_complete("importance-band", tally)
         if not tally.nested:
             raise UsageError("certifier 'importance-band' needs nested levels, such as those of top-k: with this "
                              "sparsifier use 'pixel'")

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from certframe import protocols
-from certframe.certifiers.claims import ball, smoothed_map
+from certframe.certifiers.claims import ball, require_complete, smoothed_map
 from certframe.errors import UsageError
 from certframe.protocols import ABSTAIN, Certificate, Schedule
 from certframe.statistics.bands import (
@@ -84,10 +84,12 @@ class TopKOverlap:
         Raises:
             UsageError: fewer than two pixels, or bounds that do not fit the levels.
         """
+        require_complete("top-k-overlap", tally)
         o = self.options
-        tops = [max(1, round(tally.pixels * k / 100.0)) for k in o.k]
-        if 2 * max(tops) > tally.pixels:
-            raise UsageError(f"certifier 'top-k-overlap' needs 2K ≤ N, and the map has {tally.pixels} pixels")
+        if tally.pixels < 2:
+            raise UsageError("certifier 'top-k-overlap' needs 2K ≤ N, and the map has only 1 pixel: certify at a finer "
+                             "resolution")
+        tops = [min(max(1, round(tally.pixels * k / 100.0)), tally.pixels // 2) for k in o.k]
         rho = np.unique(np.append(np.linspace(0.0, _FARTHEST * tally.sigma, _POINTS), o.rho))
         overlap = np.array([[overlap_certificates(*simultaneous_bounds("top-k-overlap", tally, o, level), top,
                                                   rho / tally.sigma) / top for top in tops]
@@ -100,7 +102,8 @@ class TopKOverlap:
             samples=tally.samples, sigma=tally.sigma, levels=tally.levels,
             labels=np.full(tally.segments.shape[1:], ABSTAIN, np.int8),
             arrays={"overlap": overlap, "rho": rho, "k": np.array(o.k)},
-            statement=f"With probability at least {1.0 - o.alpha:.6g} over the {tally.samples} noisy copies, at least "
+            statement=f"With probability at least {1.0 - o.alpha:.6g} over the {tally.samples} noisy copies, "
+                      f"{'for each level by itself, ' if len(tally.levels) > 1 else ''}at least "
                       f"this share of the top {o.k[0]:g} % of {smoothed_map(tally)} stays in its top "
                       f"{o.k[0]:g} % {ball(o.rho, tally)}: {shares}.")
 
@@ -108,9 +111,11 @@ class TopKOverlap:
 class CertifiedRank:
     """The worst rank that every pixel of the smoothed map can fall to within ρ.
 
-    rank_cert(i) = min{k : Φ(Φ⁻¹(L_i) − 2ρ/σ) ≥ U_[k]}. ``arrays["rank"]`` is int64 (L,h,w), 1 the most important.
+    rank_cert(i) = 1 + the number of j ≠ i with U_j > Φ(Φ⁻¹(L_i) − 2ρ/σ), for simultaneous bounds L and U: no other
+    pixel can come to lie above it. ``arrays["rank"]`` is int64 (L,h,w), 1 the most important.
 
-    Source: Levine, Singla, Feizi, *Certifiably Robust Interpretation in Deep Learning*, 2019, Theorem 3.
+    Source: Levine, Singla, Feizi, *Certifiably Robust Interpretation in Deep Learning*, 2019, Theorem 3, tighter by one
+    (see `certframe.statistics.bands.certified_ranks`).
     """
 
     class Options(_Bounds):
@@ -135,6 +140,7 @@ class CertifiedRank:
         Raises:
             UsageError: bounds that do not fit the levels.
         """
+        require_complete("certified-rank", tally)
         o = self.options
         ranks = np.array([self._ranks(tally, level) for level in range(len(tally.levels))])
         return Certificate(

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from certframe import protocols
-from certframe.certifiers.claims import ball, notes, probability, require_binary, smoothed_map
+from certframe.certifiers.claims import ball, notes, probability, require_binary, require_complete, smoothed_map
 from certframe.errors import UsageError
 from certframe.protocols import ABSTAIN, Certificate, Schedule
 from certframe.statistics.binomial import smoothing_radius
@@ -109,6 +109,7 @@ class Pixel:
 
     def _check(self, tally: Tally) -> None:
         require_binary("pixel", tally)
+        require_complete("pixel", tally)
         if self.options.correction == "paper" and tally.samples <= self.options.pilot:
             raise UsageError(f"correction=paper sets {self.options.pilot} copies aside and the run has only "
                              f"{tally.samples}: use more samples")

@@ -6,10 +6,11 @@ import numpy as np
 from pydantic import Field
 
 from certframe import protocols
-from certframe.certifiers.claims import ball, probability, require_binary
+from certframe.certifiers.claims import ball, probability, require_binary, require_complete
 from certframe.errors import UsageError
 from certframe.protocols import ABSTAIN, Certificate, Schedule
-from certframe.statistics.bands import quantile_indices
+from certframe.statistics.bands import quantile_indices, shifted_shares
+from certframe.statistics.corrections import min_copies
 from certframe.tally import Tally
 
 
@@ -42,11 +43,18 @@ class Quantile:
         return None
 
     def min_samples(self, pixels: int, levels: int) -> int:
-        """The number of copies below which no interval has a finite end."""
-        n = 1
-        while quantile_indices(n, self.options.p, self.options.radius, self.options.alpha, pixels) == (None, None):
-            n += 1
-        return n
+        """The number of copies below which no interval has a finite end.
+
+        Raises:
+            UsageError: the radius is so large that there is no such number.
+        """
+        o = self.options
+        low, high = shifted_shares(o.p, o.radius)
+        share = min(1.0 - low, high)
+        if share == 1.0:
+            raise UsageError(f"certifier 'quantile': no number of copies bounds the {o.p:g}-quantile within radius = "
+                             f"{o.radius:g} σ: use a smaller radius")
+        return min_copies(share, o.alpha / 2, pixels, two_sided=False)
 
     def certify(self, tally: Tally) -> Certificate:
         """The interval of every pixel; as labels, whether its score is certainly above (1) or not above (0) each t.
@@ -55,6 +63,7 @@ class Quantile:
             UsageError: the levels are not thresholds.
         """
         require_binary("quantile", tally)
+        require_complete("quantile", tally)
         o, n, thresholds = self.options, tally.samples, _thresholds(tally)
         low, high = quantile_indices(n, o.p, o.radius, o.alpha, tally.pixels)
         counts, t = tally.counts, thresholds[:, None, None]

@@ -6,7 +6,7 @@ import numpy as np
 from pydantic import Field
 
 from certframe import protocols
-from certframe.certifiers.claims import notes, probability, require_binary, smoothed_map
+from certframe.certifiers.claims import notes, probability, require_binary, require_complete, smoothed_map
 from certframe.protocols import ABSTAIN, Certificate, Schedule
 from certframe.statistics.radii import largest_radius, majority_threshold, probability_bounds, radius_table
 from certframe.tally import Tally
@@ -44,6 +44,7 @@ class Radius:
     def evidence(self, tally: Tally) -> tuple[np.ndarray, np.ndarray]:
         """The majority label (int8) and its votes (int64), both (L,h,w)."""
         require_binary("radius", tally)
+        require_complete("radius", tally)
         counts, n = tally.counts, tally.samples
         return (2 * counts > n).astype(np.int8), np.maximum(counts, n - counts)
 

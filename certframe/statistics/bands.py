@@ -84,31 +84,37 @@ def overlap_certificates(lower: np.ndarray, upper: np.ndarray, top: int, distanc
     i = np.arange(1, top + 1)
     low, high = -np.sort(-lower.ravel())[:top], -np.sort(-upper.ravel())[2 * top - i]
     # Φ is increasing, so the comparison is made before it: no value is rounded to 1.
-    margin = ndtri(low) - ndtri(high)
-    margin = np.where((low <= 0.0) | (high >= 1.0), -np.inf, margin)
+    possible = (low > 0.0) & (high < 1.0)
+    margin = np.full(top, -np.inf)
+    margin[possible] = ndtri(low[possible]) - ndtri(high[possible])
     return np.array([int(i[margin > 2 * d].max(initial=0)) for d in np.atleast_1d(distances)])
 
 
 def certified_ranks(lower: np.ndarray, upper: np.ndarray, distance: float) -> np.ndarray:
-    """rank_cert(i) = min{k : Φ(Φ⁻¹(L_i) − 2ρ/σ) ≥ U_[k]}, the worst rank of each value within ρ; int64, same shape.
+    """1 + #{j ≠ i : U_j > Φ(Φ⁻¹(L_i) − 2ρ/σ)}, the worst rank of each value within ρ; int64 in [1, N], same shape.
 
-    Levine, Singla, Feizi 2019, Definition 3.1 and Theorem 3. Rank 1 is the largest value; N + 1 cannot occur, since the
-    rank is at most N.
+    A value that lies above h̄_i at x̃ has Φ(Φ⁻¹(U_j) + ρ/σ) > Φ(Φ⁻¹(L_i) − ρ/σ), and i is not above itself. (Levine,
+    Singla, Feizi 2019, Definition 3.1 and Theorem 3, state min{k : Φ(Φ⁻¹(L_i) − 2ρ/σ) ≥ U_[k]}. As U_i ≥ L_i, that
+    counts i among the values above it: one rank too many, so that no value could ever be certified to be the first.)
     """
-    floors = ndtr(ndtri(lower.ravel()) - 2 * distance)
-    ascending = np.sort(upper.ravel())
-    above = ascending.size - np.searchsorted(ascending, floors, side="right")
-    return np.minimum(above + 1, ascending.size).reshape(lower.shape)
+    floors, flat = ndtr(ndtri(lower.ravel()) - 2 * distance), upper.ravel()
+    above = flat.size - np.searchsorted(np.sort(flat), floors, side="right")
+    return np.asarray(1 + above - (flat > floors)).reshape(lower.shape)
 
 
 def certified_ranks_of_counts(counts: np.ndarray, samples: int, confidence: float, distance: float) -> np.ndarray:
     """`certified_ranks` with Clopper–Pearson bounds, by a table with an entry for each count that is possible."""
-    possible = np.arange(samples + 1)
     lower, upper = clopper_pearson_table(samples, (1.0 - confidence) / (2 * counts.size))
     floors = ndtr(ndtri(lower) - 2 * distance)
     at_least = np.cumsum(np.bincount(counts.ravel(), minlength=samples + 2)[::-1])[::-1]
-    above = at_least[np.searchsorted(upper[possible], floors, side="right")]
-    return np.minimum(above + 1, counts.size)[counts]
+    above = at_least[np.searchsorted(upper, floors, side="right")]
+    ranks: np.ndarray = 1 + above - (upper > floors)
+    return np.asarray(ranks[counts])
+
+
+def shifted_shares(p: float, shift: float) -> tuple[float, float]:
+    """Φ(Φ⁻¹(p) − R/σ) and Φ(Φ⁻¹(p) + R/σ): what a share p of the noise can become within R = shift·σ."""
+    return float(ndtr(ndtri(p) - shift)), float(ndtr(ndtri(p) + shift))
 
 
 def quantile_indices(n: int, p: float, shift: float, alpha: float, pixels: int) -> tuple[int | None, int | None]:
@@ -118,7 +124,7 @@ def quantile_indices(n: int, p: float, shift: float, alpha: float, pixels: int) 
     P(Bin(n, p_hi) ≥ u) ≤ α/(2N)}. Chiang et al. 2020 (median smoothing), for N pixels at once.
     """
     level = alpha / (2 * pixels)
-    p_low, p_high = float(ndtr(ndtri(p) - shift)), float(ndtr(ndtri(p) + shift))
+    p_low, p_high = shifted_shares(p, shift)
     # P(Bin(n, p) ≤ l − 1) = P(Bin(n, 1 − p) ≥ n − l + 1): again a tail computed as a tail.
     below = upper_tail(n, 1.0 - p_low)[n - np.arange(1, n + 1) + 1]
     lows = np.flatnonzero(below <= level)
