@@ -9,10 +9,12 @@ import numpy as np
 from pydantic import Field
 
 from certframe import protocols
+from certframe.certifiers.claims import require_complete
 from certframe.config import resolve_component
 from certframe.errors import UsageError
 from certframe.protocols import Certificate, Certifier, Schedule
-from certframe.statistics.binomial import smoothing_radius, two_sided_p_values
+from certframe.statistics.binomial import smoothing_radius
+from certframe.statistics.sequential import calibrated_boundaries
 from certframe.tally import Tally
 
 
@@ -21,8 +23,10 @@ class ClassAnd:
 
     The votes of the same noisy copies are used. The error α is split: `share` of it for the class, the rest for the
     certifier named by `joint`, so "the class *and* these pixels" hold together with probability 1 − α. The class is
-    certified within σΦ⁻¹(τ) when its votes k have S_τ(k) + S_{1−τ}(k) ≤ α_class; for more than two classes the p-value
-    is valid for τ ≤ (k − 1)/(n − 1), which is checked. If the class cannot be certified the pixels still can.
+    fixed before the first copy is drawn, so its test is one-sided and needs no correction for several classes: it is
+    certified within σΦ⁻¹(τ) when its votes k have S_τ(k) ≤ α_class. Jointly with a certifier that looks several times
+    the class is looked at as often, with the bounds of `adaptive` for a single test. If the class cannot be certified
+    the pixels still can.
     """
 
     class Options(protocols.Options):
@@ -42,30 +46,19 @@ class ClassAnd:
             component = resolve_component("certifier", given)
         except UsageError:  # a certifier without τ, such as radius
             component = resolve_component("certifier", {k: v for k, v in given.items() if k != "tau"})
-        self._inner: Certifier = component.build()
-        self.cuts = tuple(self._inner.cuts)
+        self._inner: Certifier | Any = component.build()
+        self.cuts: tuple[int, ...] = tuple(self._inner.cuts)
+        if hasattr(self._inner, "evidence") and hasattr(self._inner, "vote_thresholds"):
+            self.evidence, self.vote_thresholds = self._inner.evidence, self._inner.vote_thresholds
 
     def looks(self, samples: int) -> Schedule | None:
-        """Those of the joint certifier, which must have none: the class is tested once."""
-        if self._inner.looks(samples) is not None:
-            raise UsageError(f"certifier 'class' tests the class once and cannot be joint with '{self.options.joint}', "
-                             "which looks several times: use pixel, radius or importance-band")
-        return None
+        """Those of the joint certifier."""
+        schedule: Schedule | None = self._inner.looks(samples)
+        return schedule
 
     def min_samples(self, pixels: int, levels: int) -> int:
         """The number of copies that the joint certifier needs."""
-        return self._inner.min_samples(pixels, levels)
-
-    def evidence(self, tally: Tally) -> tuple[np.ndarray, np.ndarray]:
-        """Those of the joint certifier."""
-        return self._slider().evidence(tally)  # type: ignore[no-any-return]
-
-    def vote_thresholds(self, tally: Tally, tau: float) -> np.ndarray:
-        """Those of the joint certifier."""
-        return self._slider().vote_thresholds(tally, tau)  # type: ignore[no-any-return]
-
-    def _slider(self) -> Any:
-        return self._inner
+        return int(self._inner.min_samples(pixels, levels))
 
     def certify(self, tally: Tally) -> Certificate:
         """The joint certifier's certificate, with the class added.
@@ -80,9 +73,7 @@ class ClassAnd:
             raise UsageError(f"attributor '{tally.identity.get('attributor', '?')}' computes no logits, so no class "
                              "was voted for: use one that does, or the certifier by itself")
         inner, target = self._inner.certify(tally), int(tally.identity["target"])
-        k, n = int(votes[target]), tally.samples
-        certified = (2 * k > n + 1 and float(two_sided_p_values(n, o.tau)[k]) <= o.alpha * o.share
-                     and o.tau <= (k - 1) / max(n - 1, 1))
+        k, n, certified = int(votes[target]), tally.samples, self._class_is_certain(tally, target)
         radius = smoothing_radius(tally.sigma, o.tau)
         name = tally.identity.get("target_name", target)
         claim = (f"and, jointly with it, the smoothed classifier predicts {name} ({k} of {n} votes) within R = "
@@ -92,3 +83,25 @@ class ClassAnd:
             inner, certifier="class", options=o.model_dump(mode="json"), confidence=1.0 - o.alpha,
             family=inner.family + 1, arrays={**inner.arrays, "class": np.array([target, k, int(certified)])},
             statement=f"{inner.statement.rstrip('.')}; {claim}.")
+
+    def _class_is_certain(self, tally: Tally, target: int) -> bool:
+        """Whether the class has had enough votes at one of the looks so far."""
+        o, looks = self.options, self._class_looks(tally)
+        bounds = calibrated_boundaries(looks, o.tau, o.alpha * o.share, 0, 1)
+        return any(_votes_upto(tally, look, target) >= bound
+                   for look, bound in zip(looks, bounds, strict=True) if look <= tally.samples)
+
+    def _class_looks(self, tally: Tally) -> tuple[int, ...]:
+        planned = tally.planned or tally.samples
+        schedule = self.looks(planned)
+        if schedule is None:
+            require_complete("class", tally)
+            return (tally.samples,)
+        return (*(n for n in schedule.looks if n in tally.cuts and n < planned), planned)
+
+
+def _votes_upto(tally: Tally, copies: int, target: int) -> int:
+    """The target's votes among the first so many copies; the joint certifier has checked that they are covered."""
+    assert tally.votes is not None
+    segments = tally.votes if copies == tally.samples else tally.votes[: tally.cuts.index(copies) + 1]
+    return int(segments[:, target].sum())

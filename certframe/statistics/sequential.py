@@ -16,7 +16,7 @@ FIRST_LOOK, RATIO, BLOCK = 96, math.sqrt(2.0), 8
 
 
 def geometric_looks(max_samples: int) -> tuple[int, ...]:
-    """96, 136, 192, 272, 384, 544, 768, 1024, …: a factor √2 apart, multiples of 8, up to `max_samples` itself."""
+    """96, 136, 192, 272, 384, 544, 768, 1088, …: a factor √2 apart, multiples of 8, up to `max_samples` itself."""
     looks = []
     for i in range(200):
         n = BLOCK * math.floor(FIRST_LOOK * RATIO**i / BLOCK + 0.5)
@@ -75,7 +75,7 @@ def calibrated_boundaries(looks: tuple[int, ...], tau: float, alpha: float, pixe
         looks: numbers of copies at which the counts are looked at.
         tau: in [½, 1).
         alpha: family-wise error.
-        pixels: N, all pixels.
+        pixels: N, all pixels; 0 when only one label is tested, which was fixed before the first copy.
         tests: N − r, the pixels that are not yet certified; N to begin with.
 
     Returns:
