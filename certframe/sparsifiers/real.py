@@ -21,11 +21,19 @@ from certframe.sparsifiers.top_k import top_k
 def scale(scores: Tensor) -> Tensor:
     """(B,h,w) → the same divided by each map's maximum, in [0, 1]; a map whose maximum is not positive becomes 0."""
     top = scores.amax(dim=(1, 2), keepdim=True)
-    return torch.where(top > 0, scores / top.clamp(min=torch.finfo(scores.dtype).tiny), 0.0).clamp(0.0, 1.0)
+    return _divided(scores, top)
+
+
+def _divided(scores: Tensor, unit: Tensor) -> Tensor:
+    """Scores in units of `unit`, clamped to [0, 1]; 0 where the unit is not positive."""
+    return torch.where(unit > 0, scores / torch.where(unit > 0, unit, 1.0), 0.0).clamp(0.0, 1.0)
 
 
 def relax(scores: Tensor, gamma: float, tau: float) -> Tensor:
     """1 for the ⌈γN⌉ largest scores, 0 below the ⌈τN⌉ largest, g / g_[γN] between; γ = 0 divides by the maximum.
+
+    Ties are as in `top-k`: scores that equal the first one left out are left out. Where g_[γN] is 0, which a map with
+    few positive scores leads to, the scores between are 0.
 
     Args:
         scores: (B,h,w), not negative.
@@ -36,10 +44,10 @@ def relax(scores: Tensor, gamma: float, tau: float) -> Tensor:
     n = flat.shape[1]
     full, kept = (math.ceil(Fraction(repr(share)) * n) for share in (gamma, tau))
     order = flat.sort(dim=1, descending=True).values
-    unit = order[:, max(full, 1) - 1, None]
-    values = torch.where(unit > 0, flat / unit.clamp(min=torch.finfo(flat.dtype).tiny), 0.0).clamp(0.0, 1.0)
+    values = _divided(flat, order[:, max(full, 1) - 1, None])
+    values = values.masked_fill(flat > order[:, full, None], 1.0) if full < n else torch.ones_like(values)
     if kept < n:
-        values = torch.where(flat > order[:, kept, None], values, 0.0)
+        values = values.masked_fill(flat <= order[:, kept, None], 0.0)
     return values.reshape(scores.shape)
 
 
