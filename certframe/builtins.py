@@ -14,10 +14,23 @@ def certframe_models(register: Register) -> None:
 @hookimpl
 def certframe_attributors(register: Register) -> None:
     """Methods that need only torch."""
-    register("gradient", "certframe.attributors.gradient:Gradient", "absolute input gradient (saliency)")
-    register("input-x-gradient", "certframe.attributors.gradient:InputXGradient", "input times gradient")
-    register("smoothgrad", "certframe.attributors.gradient:SmoothGrad", "mean gradient over noisy inputs")
-    register("grad-cam", "certframe.attributors.cam:GradCam", "gradient-weighted class activation map")
+    for name, target, summary in (
+        ("gradient", "gradient:Gradient", "absolute input gradient (saliency)"),
+        ("input-x-gradient", "gradient:InputXGradient", "input times gradient"),
+        ("smoothgrad", "gradient:SmoothGrad", "mean gradient over noisy inputs"),
+        ("vargrad", "gradient:VarGrad", "variance of the gradient over noisy inputs"),
+        ("guided-backprop", "guided:GuidedBackprop", "gradient that only rises through rectifiers"),
+        ("integrated-gradients", "path:IntegratedGradients", "mean gradient on the way from a constant image"),
+        ("occlusion", "occlusion:Occlusion", "fall of the logit when a patch is covered"),
+        ("cam", "cam:Cam", "class activation map"),
+        ("grad-cam", "cam:GradCam", "gradient-weighted class activation map"),
+        ("grad-cam++", "cam:GradCamPlusPlus", "class activation map with pixelwise-weighted positive gradients"),
+        ("layer-cam", "cam:LayerCam", "class activation map weighted pixel by pixel"),
+        ("ablation-cam", "ablation:AblationCam", "class activation map weighted by leaving feature maps out"),
+        ("score-cam", "ablation:ScoreCam", "class activation map weighted by the score of masked inputs"),
+        ("random", "control:Random", "random scores, a control"),
+    ):
+        register(name, f"certframe.attributors.{target}", summary)
 
 
 @hookimpl

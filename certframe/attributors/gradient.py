@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -82,33 +83,27 @@ class InputXGradient:
         return Attribution(gradient.mul_(inputs.detach()).sum(1), logits)
 
 
-class SmoothGrad:
-    """Σ over channels of |mean of ∂f_c/∂x at x + δ|, δ ~ N(0, s²I), s a fraction of the image's own range.
-
-    Each of the noisy copies that certframe makes of an image is explained with fresh noise δ on top, drawn from
-    the copy's own stream; the logits of the copy itself are not computed.
-
-    D. Smilkov, N. Thorat, B. Kim, F. Viégas, M. Wattenberg. SmoothGrad. arXiv:1706.03825, 2017.
-    """
+class _Noisy:
+    """What SmoothGrad and VarGrad share: gradients over noisy inputs, from the copy's own stream, in bounded memory."""
 
     class Options(protocols.Options):
-        """Options of `smoothgrad`."""
+        """Options of the methods that average over noise of their own."""
 
         samples: int = Field(50, ge=1, description="Number of noisy inputs per map.")
         noise: float = Field(0.2, gt=0, description="s as a fraction of the range (max − min) of each input.")
-        chunk: int = Field(32, ge=1, description="Largest number of noisy inputs in one pass.")
+        chunk: int = Field(32, ge=1, description="Largest number of noisy inputs in one pass; changes no result.")
 
     needs_gradients: ClassVar[bool] = True
     deterministic: ClassVar[bool] = False
+    execution: ClassVar[frozenset[str]] = frozenset({"chunk"})
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()
 
-    def attribute(self, model: Model, inputs: Tensor, targets: Tensor, *, rng: Rng) -> Attribution:
-        """(B,H,W) maps, all ≥ 0; `samples` forward and backward passes."""
+    def _gradients(self, model: Model, inputs: Tensor, targets: Tensor, rng: Rng) -> Iterator[Tensor]:
+        """`samples` gradients (B,C,H,W), one after the other."""
         options, x = self.options, inputs.detach()
         spread = options.noise * (x.flatten(1).amax(1) - x.flatten(1).amin(1)).view(-1, 1, 1, 1)
-        total = torch.zeros_like(x, dtype=torch.float32)
         repeats = max(1, options.chunk // len(x))
         for start in range(0, options.samples, repeats):
             # One draw per sample, so that the noise does not depend on how the samples are grouped.
@@ -116,6 +111,49 @@ class SmoothGrad:
             rows, classes = torch.cat(draws), targets.repeat(len(draws))
             parts = zip(torch.split(rows, options.chunk), torch.split(classes, options.chunk), strict=True)
             gradients = torch.cat([input_gradient(model.module, part, wanted)[0] for part, wanted in parts])
-            for gradient in torch.split(gradients, len(x)):
-                total += gradient
-        return Attribution((total / options.samples).abs_().sum(1))
+            yield from torch.split(gradients, len(x))
+
+
+class SmoothGrad(_Noisy):
+    """Σ over channels of |mean of ∂f_c/∂x at x + δ|, δ ~ N(0, s²I), s a fraction of the image's own range.
+
+    Each of the noisy copies that certframe makes of an image is explained with fresh noise δ on top, drawn from
+    the copy's own stream; the logits of the copy itself are not computed. The mean over certframe's own copies, with no
+    noise inside, is the attributor `gradient` with the sparsifier `scaled` or `quadratic`.
+
+    D. Smilkov, N. Thorat, B. Kim, F. Viégas, M. Wattenberg. SmoothGrad. arXiv:1706.03825, 2017.
+    """
+
+    class Options(_Noisy.Options):
+        """Options of `smoothgrad`."""
+
+    def attribute(self, model: Model, inputs: Tensor, targets: Tensor, *, rng: Rng) -> Attribution:
+        """(B,H,W) maps, all ≥ 0; `samples` forward and backward passes."""
+        total = torch.zeros_like(inputs, dtype=torch.float32)
+        for gradient in self._gradients(model, inputs, targets, rng):
+            total += gradient
+        return Attribution((total / self.options.samples).abs_().sum(1))
+
+
+class VarGrad(_Noisy):
+    """Σ over channels of the variance of ∂f_c/∂x at x + δ, δ ~ N(0, s²I), s a fraction of the image's own range.
+
+    J. Adebayo, J. Gilmer, M. Muelly, I. Goodfellow, M. Hardt, B. Kim. Sanity checks for saliency maps. NeurIPS 2018.
+    """
+
+    class Options(_Noisy.Options):
+        """Options of `vargrad`."""
+
+        samples: int = Field(50, ge=2, description="Number of noisy inputs per map.")
+
+    def attribute(self, model: Model, inputs: Tensor, targets: Tensor, *, rng: Rng) -> Attribution:
+        """(B,H,W) maps, all ≥ 0; `samples` forward and backward passes."""
+        gradients = self._gradients(model, inputs, targets, rng)
+        first = next(gradients)  # variance does not change when the first gradient is subtracted, and rounds less
+        total, squares = torch.zeros_like(first), torch.zeros_like(first)
+        for gradient in gradients:
+            difference = gradient - first
+            total += difference
+            squares += difference.square_()
+        n = self.options.samples
+        return Attribution((squares / n - (total / n).square_()).clamp_(min=0).sum(1))
