@@ -177,7 +177,7 @@ class Pipeline:
         config = self.config
         resolve_device(config.device)
         self.certifiers: list[Certifier] = [c.build(self.registry) for c in config.certifier]
-        self._require_samples(1, len(config.sparsifier.build(self.registry).levels), "one pixel")
+        require_samples(config, self.certifiers, 1, len(config.sparsifier.build(self.registry).levels), "one pixel")
         dataset: Dataset = config.dataset.build(self.registry)
         indices = self._indices(dataset)
         self.run = Run.find(self.out, config)
@@ -201,14 +201,6 @@ class Pipeline:
         if len(dataset) == 0:
             raise UsageError(f"data set '{self.config.dataset.name}' has no images: give one that has")
         return list(range(min(len(dataset), self.config.limit or len(dataset))))
-
-    def _require_samples(self, pixels: int, levels: int, what: str) -> None:
-        for certifier, component in zip(self.certifiers, self.config.certifier, strict=True):
-            needed = certifier.min_samples(pixels, levels)
-            if self.config.samples < needed:
-                raise UsageError(f"{self.config.samples} samples cannot certify anything: certifier '{component.name}' "
-                                 f"needs at least {needed} for {what} (use --samples {needed} or more, or a smaller "
-                                 "tau or larger alpha)")
 
     def _require_space(self, images: int, first: Prepared) -> None:
         pixels = sum(m.numel() for m in first.maps) * len(self.config.sigma)
@@ -249,7 +241,8 @@ class Pipeline:
     def _require_samples_for(self, prepared: Prepared) -> None:
         levels = len(self.config.sparsifier.build(self.registry).levels)
         for component, m in zip(self.config.attributor, prepared.maps, strict=True):
-            self._require_samples(m.numel(), levels, f"the {m.shape[0]}×{m.shape[1]} map of {component.name}")
+            require_samples(self.config, self.certifiers, m.numel(), levels,
+                            f"the {m.shape[0]}×{m.shape[1]} map of {component.name}")
 
     def _carry_out(self, dataset: Dataset, indices: Sequence[int]) -> Run:
         """Resume: start the executor only when something is left to do."""
@@ -399,12 +392,27 @@ class Pipeline:
         self._saved = time.monotonic()
 
 
+def require_samples(config: RunConfig, certifiers: Sequence[Certifier], pixels: int, levels: int, what: str) -> None:
+    """Refuse a run whose certificates would all abstain.
+
+    Raises:
+        UsageError: fewer copies than a certifier needs for a single claim about a map of so many pixels.
+    """
+    for certifier, component in zip(certifiers, config.certifier, strict=True):
+        needed = certifier.min_samples(pixels, levels)
+        if config.samples < needed:
+            raise UsageError(f"{config.samples} samples cannot certify anything: certifier '{component.name}' needs at "
+                             f"least {needed} for {what} (use --samples {needed} or more, or a smaller tau or larger "
+                             "alpha)")
+
+
 def provenance(config: RunConfig, weights: str) -> dict[str, Any]:
     """What made a run: versions, owners of the plugins, weights, definition of the noise."""
     components = [config.model, config.dataset, *config.attributor, config.sparsifier, *config.certifier,
                   *config.metric, config.executor]
     return {
         "weights": weights, "noise": STREAM, "python": platform.python_version(), "machine": platform.machine(),
+        "device": resolve_device(config.device).type,
         "versions": {name: version(name) for name in ("torch", "numpy", "scipy", "pillow", "pydantic")},
         "plugins": {f"{c.kind} {c.name}": f"{c.distribution} {c.version}" for c in components},
     }

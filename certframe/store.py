@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import io
 import json
 import re
@@ -59,10 +60,11 @@ def image_key(index: int, name: str) -> str:
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image of a run as it was explained."""
+    """An image of a run as it was explained; `intact` says whether the file is as it was written, None if it is old."""
 
     key: str
     prepared: Prepared
+    intact: bool | None = None
 
 
 class Run:
@@ -78,6 +80,7 @@ class Run:
         """Make the directory and write ``run.json``."""
         content = {"format": FORMAT, "digest": config.digest, "config": config.model_dump(mode="json"),
                    "provenance": dict(provenance)}
+        content["sha256"] = seal(content)
         write_atomic(path / "run.json", (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
         return cls(path, config, provenance)
 
@@ -164,6 +167,7 @@ class Run:
         header = {name: getattr(prepared, name) for name in
                   ("index", "name", "key", "label", "target", "target_name", "confidence", "weights")}
         header["extras"] = {k: v for k, v in prepared.extras.items() if _is_json(v)}
+        header["sha256"] = seal(header, arrays)
         write_atomic(self._image_path(key),
                      save(arrays, metadata={"certframe.image": json.dumps(header, sort_keys=True)}))
         return key
@@ -171,10 +175,12 @@ class Run:
     def image(self, key: str) -> ImageRecord:
         """Read an image back."""
         header, arrays = _read(self._image_path(key), "certframe.image")
+        sealed = header.pop("sha256", None)
+        intact = None if sealed is None else sealed == seal(header, arrays)
         image = arrays.pop("image")
         pixels = image.astype(np.float32) / np.float32(255) if image.dtype == np.uint8 else image
         maps = [torch.from_numpy(arrays[f"map{i}"]) for i in range(len(arrays))]
-        return ImageRecord(key, Prepared(image=torch.from_numpy(pixels), maps=maps, **header))
+        return ImageRecord(key, Prepared(image=torch.from_numpy(pixels), maps=maps, **header), intact)
 
     def image_keys(self) -> list[str]:
         """The keys of all images of which something is stored, in the data set's order."""
@@ -302,6 +308,16 @@ def load_run(path: str | Path) -> Run:
         UsageError: there is no run there, it is damaged, or a newer certframe wrote it.
     """
     return Run.load(Path(path))
+
+
+def seal(header: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> str:
+    """SHA-256 over what a file says, by which an accidental or careless change of it is found later."""
+    as_read = json.loads(json.dumps(header))  # keys are text then, and sorted as text
+    digest = hashlib.sha256(json.dumps(as_read, sort_keys=True).encode())
+    for name, array in sorted((arrays or {}).items()):
+        digest.update(f"|{name}|{array.dtype}|{array.shape}|".encode())
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()
 
 
 def explanation_of(prepared: Prepared, attributor: int, tally: Tally, certificate: Certificate) -> Explanation:
