@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -72,7 +71,7 @@ class _GradientCam:
     Options: ClassVar[type[_LayerOptions]] = _LayerOptions
     needs_gradients: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
-    combine: ClassVar[Callable[[Tensor, Tensor], Tensor]]
+    combine: ClassVar[staticmethod[[Tensor, Tensor], Tensor]]
 
     def __init__(self, options: _LayerOptions | None = None) -> None:
         self.options = options or self.Options()
@@ -89,7 +88,7 @@ class _GradientCam:
         if gradient is None:
             raise UsageError(f"a class activation map at layer '{self.options.layer}': the logits do not depend on it; "
                              "take another layer")
-        combine = type(self).combine
+        combine = self.combine
         return Attribution(combine(split.as_map(activation).float(), split.as_map(gradient).float()), logits)
 
 

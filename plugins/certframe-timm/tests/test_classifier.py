@@ -17,9 +17,10 @@ from torch import Tensor
 from certframe import default_registry
 
 SMALL: dict[str, dict[str, Any]] = {
-    "resnet18": {}, "vgg11": {}, "tf_efficientnet_lite0": {}, "vit_tiny_patch16_224": {"img_size": 96},
+    "resnet18": {}, "vgg11": {"num_features": 64}, "tf_efficientnet_lite0": {},
+    "vit_tiny_patch16_224": {"img_size": 96},
     "swin_tiny_patch4_window7_224": {"img_size": 96, "window_size": 3}}
-"""Architectures, and what makes them take pictures of 96×96."""
+"""Architectures, and what makes them small: pictures of 96×96, a narrow head."""
 INNER = {"resnet18": "layer3.1.bn2", "vgg11": "features.13", "tf_efficientnet_lite0": "blocks.4.1.conv_pwl",
          "vit_tiny_patch16_224": "blocks.6.mlp.fc1", "swin_tiny_patch4_window7_224": "layers.2.blocks.3"}
 FINAL = {"resnet18": ((512, 3, 3), "layer4"), "vgg11": ((512, 3, 3), "features"),

@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 from certframe import UsageError
 from certframe.testing import conformance_tests
 
-test_conformance_of_lite0 = conformance_tests("model", Lite0)
 test_conformance_of_timm = conformance_tests("model", Timm)
 
 
