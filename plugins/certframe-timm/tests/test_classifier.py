@@ -17,7 +17,7 @@ from torch import Tensor
 from certframe import default_registry
 
 SMALL: dict[str, dict[str, Any]] = {
-    "resnet18": {}, "vgg11": {"num_features": 64}, "tf_efficientnet_lite0": {},
+    "resnet18": {}, "vgg11": {"mlp_ratio": 0.02}, "tf_efficientnet_lite0": {},
     "vit_tiny_patch16_224": {"img_size": 96},
     "swin_tiny_patch4_window7_224": {"img_size": 96, "window_size": 3}}
 """Architectures, and what makes them small: pictures of 96×96, a narrow head."""
