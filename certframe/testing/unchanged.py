@@ -7,6 +7,7 @@ import gc
 import random
 import tracemalloc
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -198,25 +199,46 @@ def _live_tensors() -> int:
     return sum(1 for thing in gc.get_objects() if issubclass(type(thing), Tensor))
 
 
+@dataclass(frozen=True)
+class _Memory:
+    """Tensors, bytes of numpy arrays, and bytes that Python holds."""
+
+    tensors: int
+    arrays: int
+    python: int
+
+    @classmethod
+    def now(cls) -> _Memory:
+        tensors = _live_tensors()
+        numpy_only = tracemalloc.DomainFilter(inclusive=True, domain=np.lib.tracemalloc_domain)
+        arrays = tracemalloc.take_snapshot().filter_traces([numpy_only]).traces
+        return cls(tensors, sum(trace.size for trace in arrays), tracemalloc.get_traced_memory()[0])
+
+
+_ARRAY_BYTES, _PYTHON_BYTES = 16, 4096
+"""Growth in a call that is let pass; the interpreter's own caches take kilobytes before they have settled."""
+
+
 def require_steady_memory(action: Callable[[int], Any], who: str, *, calls: int = 4) -> None:
     """Call ``action(0)``, ``action(1)``, … and require that nothing is left behind by each call.
 
-    The first calls may fill caches. Then neither the number of tensors nor the memory that Python and numpy hold may
-    grow over two rows of calls; a single growth is let pass.
+    The first calls may fill caches. Then neither the number of tensors nor the memory of numpy arrays and Python
+    objects may grow over each of two rows of calls; a single growth is let pass.
     """
-    for i in range(3):
-        action(i)
-    tensors, sizes = [], []
     with _nothing_but_new_objects(), _traced():
-        for row in range(3):
-            for i in range(calls if row else 0):
-                action(3 + (row - 1) * calls + i)
-            tensors.append(_live_tensors())
-            sizes.append(tracemalloc.get_traced_memory()[0])
-    more_tensors = min(b - a for a, b in pairwise(tensors))
-    more_bytes = min(b - a for a, b in pairwise(sizes))
-    require(more_tensors < calls, f"{who} leaves {more_tensors / calls:.0f} more tensors behind with every call")
-    require(more_bytes < 400 * calls, f"{who} holds {more_bytes // calls} more bytes after every call")
+        for i in range(3):
+            action(i)
+        states = [_Memory.now()]
+        for row in range(2):
+            for i in range(calls):
+                action(3 + row * calls + i)
+            states.append(_Memory.now())
+    tensors = min(b.tensors - a.tensors for a, b in pairwise(states)) // calls
+    arrays = min(b.arrays - a.arrays for a, b in pairwise(states)) // calls
+    python = min(b.python - a.python for a, b in pairwise(states)) // calls
+    require(tensors < 1, f"{who} leaves {tensors} more tensors behind with every call")
+    require(arrays < _ARRAY_BYTES, f"{who} holds {arrays} more bytes of arrays after every call")
+    require(python < _PYTHON_BYTES, f"{who} holds {python} more bytes after every call")
 
 
 @contextlib.contextmanager

@@ -411,7 +411,7 @@ BROKEN = [
     ("no-graph", KeepsGraph, "maps carry an autograd graph"),
     ("no-graph", KeepsLogitsGraph, "logits carry an autograd graph"),
     ("steady-memory", KeepsMaps, "1 more tensors behind with every call"),
-    ("steady-memory", KeepsArrays, "more bytes after every call"),
+    ("steady-memory", KeepsArrays, "more bytes of arrays after every call"),
     ("another-model", FirstModelForEver, "the maps of another"),
     ("process-unchanged", meanwhile(lambda *_: torch.manual_seed(0)), "torch's global random state"),
     ("process-unchanged", meanwhile(lambda *_: torch.rand(1)), "torch's global random state"),

@@ -104,6 +104,9 @@ def test_a_leak_into_a_cycle_is_seen_only_when_it_cannot_be_collected():
     kept = []
     with pytest.raises(Violation, match="it leaves 1 more tensors behind"):
         require_steady_memory(lambda i: kept.append(torch.rand(10)), "it")
+    arrays = []
+    with pytest.raises(Violation, match="more bytes of arrays after every call"):
+        require_steady_memory(lambda i: arrays.append(np.zeros(8)), "it")
     texts = []
     with pytest.raises(Violation, match="more bytes after every call"):
-        require_steady_memory(lambda i: texts.append(bytearray(2000)), "it")
+        require_steady_memory(lambda i: texts.append(bytearray(20_000)), "it")
