@@ -377,6 +377,7 @@ class Pipeline:
 
     def _fail(self, index: int, name: str, reason: str) -> None:
         assert self.run is not None
+        self.run.drop_partial(image_key(index, name))
         self.run.save_failure(index, name, reason)
         self.run.log("failure", name=name, reason=reason)
         self.listener.note(f"skipped {name}: {reason}")
