@@ -8,6 +8,7 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from pydantic import Field
 from torch import nn
 
 from certframe import protocols
@@ -62,11 +63,29 @@ class GoodRandom(Good):
         return Attribution(gradient(model, noisy, targets)[0])
 
 
-@pytest.mark.parametrize("cls", [Good, GoodBlackBox, GoodRandom])
+class Chunked(GoodRandom):
+    """Says that its batch size and a switch change nothing."""
+
+    class Options(protocols.Options):
+        """Sizes."""
+
+        chunk: int = Field(2, ge=1, le=4, description="a batch size")
+        fast: bool = Field(False, description="a switch")
+        name: str = Field("x", description="never tried")
+
+    execution = frozenset({"chunk", "fast", "name"})
+
+    def attribute(self, model, inputs, targets, *, rng):
+        noise = 0.1 * rng.normal(*inputs.shape[1:])
+        pieces = zip((inputs + noise).split(self.options.chunk), targets.split(self.options.chunk), strict=True)
+        return Attribution(torch.cat([gradient(model, *piece)[0] for piece in pieces]))
+
+
+@pytest.mark.parametrize("cls", [Good, GoodBlackBox, GoodRandom, Chunked])
 def test_a_sound_attributor_passes(cls):
     report = run_checks("attributor", cls)
     assert report.ok, str(report)
-    assert len(report.skipped) <= 2, str(report)
+    assert len(report.skipped) <= 3, str(report)
 
 
 def changed(change):
@@ -163,6 +182,21 @@ class Unsure(Good):
     """Says neither."""
 
     deterministic = None  # type: ignore[assignment]
+
+
+class ChunkMatters(Chunked):
+    """Normalises each chunk."""
+
+    def attribute(self, model, inputs, targets, *, rng):
+        return Attribution(super().attribute(model, inputs, targets, rng=rng).maps * self.options.chunk)
+
+
+class SwitchMatters(Chunked):
+    """Is fast by leaving things out."""
+
+    def attribute(self, model, inputs, targets, *, rng):
+        result = super().attribute(model, inputs, targets, rng=rng)
+        return Attribution(result.maps.round(decimals=1)) if self.options.fast else result
 
 
 class ReadsMemory(Good):
@@ -388,6 +422,8 @@ BROKEN = [
     ("deterministic-flag", SecretlyRandom, "deterministic is True, but"),
     ("deterministic-flag", SaysRandom, "nothing is drawn"),
     ("deterministic-flag", Unsure, "not True or False"),
+    ("execution-changes-nothing", ChunkMatters, "with chunk=1 the maps differ"),
+    ("execution-changes-nothing", SwitchMatters, "with fast=True the maps differ"),
     ("memory-layout", ReadsMemory, "channels-last"),
     ("memory-layout", before(lambda model, x: x.view(len(x), -1)), "view"),
     ("inputs-unchanged", ClampsInputs, "changed the values of 'inputs'"),
@@ -492,6 +528,7 @@ def test_checks_that_do_not_apply_say_why(ask):
             return Attribution(inputs.abs().sum(1))
 
     assert ask("attributor", "logits", NoLogits).message == "the attributor returns no logits"
+    assert "names no options" in ask("attributor", "execution-changes-nothing", Good).message
     for name in ("restored-after-forward-error", "restored-after-backward-error"):
         result = ask("attributor", name, NoModel)
         assert result.outcome == "skipped"

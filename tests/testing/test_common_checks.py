@@ -140,6 +140,7 @@ BROKEN = [
     ("options-stored", "metric", options(base=Doubling), "read back from JSON differ"),
     ("options-stored", "metric", options(types={"scale": object}, scale=Field(object(), description="any")), "raised"),
     ("argument-option", "metric", but(argument="factor"), "argument = 'factor' is not an option"),
+    ("execution-option", "metric", but(execution=frozenset({"scale", "chunk"})), "execution names 'chunk'"),
     ("constructs", "metric", but(conformance_options=None), "scale: Field required"),
     ("constructs", "metric", NeedsFiles, "scale: Input should be a valid number"),
     ("constructs", "metric", but(__init__=lambda self: None), "raised TypeError"),

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from certframe.noise import CopyRng
@@ -168,6 +169,30 @@ def deterministic_flag(subject: Subject) -> None:
         rng = _CountingRng([], "0" * 64, range(len(inputs)))
         attributor.attribute(model, inputs, _targets(model, len(inputs)), rng=rng)
         require(bool(rng.draws), "deterministic is False, but nothing is drawn from rng")
+
+
+def _other_values(value: Any) -> list[Any]:
+    if isinstance(value, bool):
+        return [not value]
+    return [1, 2 * value + 1] if isinstance(value, int) else []
+
+
+@check("attributor")
+def execution_changes_nothing(subject: Subject) -> None:
+    """Options named in `execution` change no result: runs that differ in them alone are taken to be the same run."""
+    names = sorted(getattr(subject.cls, "execution", ()))
+    if not names:
+        raise NotApplicable("the class names no options in `execution`")
+    model, inputs = _batch(subject)
+    expected = _explain(subject.build(), model, inputs).maps
+    current = subject.cls.Options.model_validate(subject.options)
+    for name in names:
+        for value in _other_values(getattr(current, name)):
+            try:
+                changed = subject.build(**{name: value})
+            except ValidationError:
+                continue
+            require_close(_explain(changed, model, inputs).maps, expected, f"with {name}={value} the maps differ")
 
 
 @check("attributor")

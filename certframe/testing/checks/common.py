@@ -80,6 +80,13 @@ def argument_option(subject: Subject) -> None:
 
 
 @check(*KINDS, static=True)
+def execution_option(subject: Subject) -> None:
+    """`execution`, where there is one, names options: they are left out of what identifies a result."""
+    unknown = set(getattr(subject.cls, "execution", ())) - _options_class(subject).model_fields.keys()
+    require(not unknown, f"execution names {', '.join(sorted(map(repr, unknown)))}, which is not an option")
+
+
+@check(*KINDS, static=True)
 def constructs(subject: Subject) -> None:
     """``cls(cls.Options(…))`` works, with the defaults or with what ``conformance_options`` returns."""
     try:
