@@ -155,6 +155,8 @@ class Attributor(Protocol):
     """False when only forward passes are used, so that a black-box model will do."""
     deterministic: ClassVar[bool]
     """True when the maps do not depend on `rng`."""
+    # An attributor may also have ``passes``, the number of forward passes of the whole model that it makes for one
+    # input; `certframe plan` then says how many a run will make.
 
     def attribute(self, model: Model, inputs: Tensor, targets: Tensor, *, rng: Rng) -> Attribution:
         """Explain the class ``targets[b]`` on ``inputs[b]``, (B,C,H,W) in pixel units, not clamped; targets (B,) int64.

@@ -71,6 +71,7 @@ class _GradientCam:
     Options: ClassVar[type[_LayerOptions]] = _LayerOptions
     needs_gradients: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
+    passes: ClassVar[int] = 1
     combine: ClassVar[staticmethod[[Tensor, Tensor], Tensor]]
 
     def __init__(self, options: _LayerOptions | None = None) -> None:

@@ -21,6 +21,7 @@ class Random:
 
     needs_gradients: ClassVar[bool] = False
     deterministic: ClassVar[bool] = False
+    passes: ClassVar[int] = 0
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()

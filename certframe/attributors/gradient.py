@@ -52,6 +52,7 @@ class Gradient:
 
     needs_gradients: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
+    passes: ClassVar[int] = 1
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()
@@ -73,6 +74,7 @@ class InputXGradient:
 
     needs_gradients: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
+    passes: ClassVar[int] = 1
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()
@@ -99,6 +101,7 @@ class _Noisy:
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()
+        self.passes = self.options.samples
 
     def _gradients(self, model: Model, inputs: Tensor, targets: Tensor, rng: Rng) -> Iterator[Tensor]:
         """`samples` gradients (B,C,H,W), one after the other."""

@@ -77,6 +77,7 @@ class GuidedBackprop:
 
     needs_gradients: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
+    passes: ClassVar[int] = 1
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()

@@ -37,6 +37,7 @@ class IntegratedGradients:
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()
+        self.passes = self.options.steps
 
     def attribute(self, model: Model, inputs: Tensor, targets: Tensor, *, rng: Rng) -> Attribution:
         """(B,H,W) maps of either sign, and the logits; `steps` forward and backward passes, batched."""

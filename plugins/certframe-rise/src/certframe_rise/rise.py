@@ -47,6 +47,7 @@ class Rise:
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()
+        self.passes = self.options.masks
 
     @classmethod
     def conformance_options(cls, directory: Path) -> dict[str, Any]:
