@@ -80,6 +80,7 @@ class _CellState:
     under_way: int = 0
     finished: bool = False
     stopped: str = "all samples"
+    spared: int = 0
     looks: deque[int] = field(default_factory=deque)
 
 
@@ -95,6 +96,11 @@ class _Job:
     @property
     def finished(self) -> bool:
         return self.prepared is not None and all(cell.finished for cell in self.cells.values())
+
+    @property
+    def advanced(self) -> int:
+        """The copies that are not to come any more, counted or not needed."""
+        return sum(cell.tally.samples + cell.spared for cell in self.cells.values() if cell.tally)
 
     def begin(self, prepared: Prepared, run: Run, specs: Sequence[CellSpec], samples: int,
               looks: Sequence[int]) -> None:
@@ -161,6 +167,7 @@ class Pipeline:
         self.listener: Listener = listener or Silent()
         self.specs = cells_of(config)
         self.run: Run | None = None
+        self._per_image = config.samples * len(self.specs)
         self._shard = config.batch_size
         self._saved = time.monotonic()
         self._jobs: dict[int, _Job] = {}
@@ -253,16 +260,17 @@ class Pipeline:
             return self.run
         executor = self._start_executor()
         try:
-            return self._work(executor, dataset, left, None, done=len(indices) - len(left))
+            return self._work(executor, dataset, left, None, finished=len(indices) - len(left))
         finally:
             executor.close()
 
     def _work(self, executor: Executor, dataset: Dataset, indices: Sequence[int], first: Prepared | None,
-              done: int = 0) -> Run:
+              finished: int = 0) -> Run:
         assert self.run is not None
         self.run.clear_failures() if first is None else None
-        per_image = self.config.samples * len(self.specs)
-        self.listener.begin(per_image * (len(indices) + done), per_image * done)
+        begun = (self.run.partial(image_key(i, dataset.name(i)), spec.key) for i in indices for spec in self.specs)
+        self.listener.begin(self._per_image * (len(indices) + finished),
+                            self._per_image * finished + sum(tally.samples for tally in begun if tally))
         self.run.log("begin", images=len(indices), device=self.config.device, batch_size=self.config.batch_size)
         queue = deque(indices)
         under_way: dict[Future[Any], tuple[_Job, Any, float]] = {}
@@ -303,6 +311,7 @@ class Pipeline:
             result = future.result()
         except UsageError as error:
             self._fail(job.index, job.name, str(error))
+            self.listener.advance(self._per_image - job.advanced)
             del self._jobs[job.index]
             return
         if isinstance(task, Prepare):
@@ -349,7 +358,8 @@ class Pipeline:
                     if (schedule := certifier.looks(self.config.samples)) is not None]
         if len(verdicts) == len(self.certifiers) and all(stop for stop, _ in verdicts):
             cell.stopped = "; ".join(dict.fromkeys(reason for _, reason in verdicts))
-            self.listener.advance(sum(stop - start for start, stop in cell.missing))
+            cell.spared = sum(stop - start for start, stop in cell.missing)
+            self.listener.advance(cell.spared)
             return True
         return False
 

@@ -226,6 +226,36 @@ def test_progress_counts_every_copy_once(tmp_path: Path, go: Callable[..., Run])
     assert early.advanced == early.begun[0][0] == 2 * 200
 
 
+@pytest.mark.parametrize("settings", [{}, {"certifier": "toy-early", "options": ["certifier.share=0.68"]}])
+def test_progress_ends_at_the_end_after_interruptions_and_failures(tmp_path: Path, go: Callable[..., Run],
+                                                                   settings: dict[str, Any]) -> None:
+    settings = {"attributor": ["toy-weighted", "toy-random"], "sigma": 0.5, "samples": 90, **settings}
+    image = toys.Toys().load(1).image
+    for calls in (5, 7, 16, None):
+        left = [calls]
+
+        def trouble(inputs: torch.Tensor, targets: torch.Tensor, left: list[Any] = left) -> None:
+            if left[0] is not None:
+                left[0] -= 1
+                if left[0] == 0:
+                    raise KeyboardInterrupt
+            cursed = torch.add(image, GaussianNoise(0, image_hash(image)).draw(33, 34, image.shape), alpha=0.5)
+            if (inputs == cursed).flatten(1).all(1).any():
+                raise UsageError("the curse of toy 1")
+
+        toys.OBSERVERS[:] = [trouble]
+        listener = Listener()
+        options = [*settings.get("options", []), "dataset.count=3"]
+        with contextlib.suppress(KeyboardInterrupt):
+            run = go(tmp_path / "run", listener, **{**settings, "options": options})
+        (total, done), = listener.begun
+        assert total == 3 * 2 * 90
+        assert done + listener.advanced <= total
+    assert done > 0
+    assert done + listener.advanced == total
+    assert [f["reason"] for f in run.failures()] == ["the curse of toy 1"]
+
+
 def test_a_limit(tmp_path: Path, go: Callable[..., Run]) -> None:
     assert go(tmp_path / "one", limit=1, options=["dataset.count=5"]).image_keys() == ["00000-toy-0"]
     assert len(go(tmp_path / "all", limit=99, options=["dataset.count=3"]).image_keys()) == 3
