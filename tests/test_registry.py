@@ -74,10 +74,10 @@ def test_all_seven_kinds_can_be_registered(fresh: Registry) -> None:
 
 
 def test_nothing_is_imported_before_it_is_asked_for(fresh: Registry) -> None:
-    fresh.add(one("later", "no_such_module_anywhere:Thing"), name="lazy")
+    fresh.add(one("my-later", "no_such_module_anywhere:Thing"), name="lazy")
     assert fresh.broken == []
-    assert "later" in fresh.names("attributor")
-    assert fresh.find("attributor", "later").summary == "a summary"
+    assert "my-later" in fresh.names("attributor")
+    assert fresh.find("attributor", "my-later").summary == "a summary"
 
 
 # -- what cannot be found ---------------------------------------------------------------------------------------------
@@ -115,18 +115,18 @@ def test_a_name_whose_package_is_installed_but_broken_says_so(fresh: Registry) -
 # -- two owners -------------------------------------------------------------------------------------------------------
 
 def test_two_owners_of_a_name_are_both_kept_and_picked_by_owner(fresh: Registry) -> None:
-    fresh.add(one("cam"), name="a", distribution="dist-a")
-    fresh.add(one("cam", "decimal:Decimal"), name="b", distribution="dist-b")
-    fresh.add(one("other"), name="c", distribution="dist-c")
+    fresh.add(one("my-cam"), name="a", distribution="dist-a")
+    fresh.add(one("my-cam", "decimal:Decimal"), name="b", distribution="dist-b")
+    fresh.add(one("my-other"), name="c", distribution="dist-c")
     assert fresh.broken == []
-    text = refusal(lambda: fresh.find("attributor", "cam"))
-    assert "dist-a/cam, dist-b/cam" in text
+    text = refusal(lambda: fresh.find("attributor", "my-cam"))
+    assert "dist-a/my-cam, dist-b/my-cam" in text
     assert "uninstall" in text
-    assert fresh.find("attributor", "dist-a/cam").load().__name__ == "Fraction"
-    assert fresh.find("attributor", "dist-b/cam").load().__name__ == "Decimal"
-    assert {"dist-a/cam", "dist-b/cam", "other"} <= set(fresh.names("attributor"))
-    assert "cam" not in fresh.names("attributor")
-    assert "unknown" in refusal(lambda: fresh.find("attributor", "dist-c/cam"))
+    assert fresh.find("attributor", "dist-a/my-cam").load().__name__ == "Fraction"
+    assert fresh.find("attributor", "dist-b/my-cam").load().__name__ == "Decimal"
+    assert {"dist-a/my-cam", "dist-b/my-cam", "my-other"} <= set(fresh.names("attributor"))
+    assert "my-cam" not in fresh.names("attributor")
+    assert "unknown" in refusal(lambda: fresh.find("attributor", "dist-c/my-cam"))
 
 
 def test_a_stranger_cannot_take_a_built_in_name_silently(fresh: Registry) -> None:
@@ -145,8 +145,8 @@ def test_the_same_name_may_be_of_two_kinds(fresh: Registry) -> None:
 # -- broken plugins ---------------------------------------------------------------------------------------------------
 
 def twice(register: Any) -> None:
-    register("cam", "fractions:Fraction")
-    register("cam", "decimal:Decimal")
+    register("my-cam", "fractions:Fraction")
+    register("my-cam", "decimal:Decimal")
 
 
 def falls_over(register: Any) -> None:
@@ -155,7 +155,7 @@ def falls_over(register: Any) -> None:
 
 
 @pytest.mark.parametrize(("hook", "reason"), [
-    (twice, "attributor 'cam' is registered twice by bad-dist"),
+    (twice, "attributor 'my-cam' is registered twice by bad-dist"),
     (falls_over, "RuntimeError: fell over"),
     (lambda r: r("Upper", "fractions:Fraction"), "'Upper': use lower-case"),
     (lambda r: r("under_score", "fractions:Fraction"), "'under_score': use lower-case"),
@@ -172,7 +172,7 @@ def falls_over(register: Any) -> None:
 ])
 def test_a_broken_plugin_breaks_itself_alone(fresh: Registry, hook: Any, reason: str) -> None:
     before = {kind: fresh.names(kind) for kind in KINDS}
-    fresh.add(plugin(attributors=hook, metrics=lambda r: r("innocent", "fractions:Fraction")), name="bad",
+    fresh.add(plugin(attributors=hook, metrics=lambda r: r("my-innocent", "fractions:Fraction")), name="bad",
               distribution="bad-dist", version="2")
     broken, = fresh.broken
     assert (broken.name, broken.distribution, broken.version) == ("bad", "bad-dist", "2")
@@ -181,8 +181,8 @@ def test_a_broken_plugin_breaks_itself_alone(fresh: Registry, hook: Any, reason:
     assert {kind: fresh.names(kind) for kind in KINDS} == before
     assert all(p.name != "bad" for p in fresh.plugins)
     assert "bad-dist is broken" in refusal(lambda: fresh.find("attributor", "bad-dist"))
-    fresh.add(one("fine"), name="good")
-    assert fresh.find("attributor", "fine")
+    fresh.add(one("my-fine"), name="good")
+    assert fresh.find("attributor", "my-fine")
 
 
 def test_unknown_hooks_are_named_with_a_close_match(fresh: Registry) -> None:
@@ -199,12 +199,12 @@ def test_functions_without_the_marker_are_no_hooks(fresh: Registry) -> None:
 
 
 def test_one_distribution_may_not_register_a_name_from_two_places(fresh: Registry) -> None:
-    fresh.add(one("cam"), name="first", distribution="dist")
-    fresh.add(one("cam", "decimal:Decimal"), name="second", distribution="dist")
-    assert fresh.find("attributor", "cam").load().__name__ == "Fraction"
+    fresh.add(one("my-cam"), name="first", distribution="dist")
+    fresh.add(one("my-cam", "decimal:Decimal"), name="second", distribution="dist")
+    assert fresh.find("attributor", "my-cam").load().__name__ == "Fraction"
     broken, = fresh.broken
     assert broken.name == "second"
-    assert "attributor 'cam' is registered twice by dist" in broken.reason
+    assert "attributor 'my-cam' is registered twice by dist" in broken.reason
 
 
 @pytest.mark.parametrize(("target", "cause"), [
@@ -213,9 +213,9 @@ def test_one_distribution_may_not_register_a_name_from_two_places(fresh: Registr
 ])
 def test_a_target_that_cannot_be_imported_is_named_when_it_is_asked_for(fresh: Registry, target: str,
                                                                        cause: str) -> None:
-    fresh.add(one("thing", target), name="p", distribution="my-dist", version="1.2")
-    text = refusal(fresh.find("attributor", "thing").load)
-    assert "attributor 'thing' of my-dist" in text
+    fresh.add(one("my-thing", target), name="p", distribution="my-dist", version="1.2")
+    text = refusal(fresh.find("attributor", "my-thing").load)
+    assert "attributor 'my-thing' of my-dist" in text
     assert cause in text
 
 
