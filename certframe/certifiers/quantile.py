@@ -74,8 +74,8 @@ class Quantile:
         upper = np.where(below, t, np.inf).min(axis=0)
         radius = o.radius * tally.sigma
         what = tally.identity.get("attributor", "the attribution")
-        statement = (f"{probability(o.alpha, tally)}, the {o.p:g}-quantile of the noisy scores of {what} lies within "
-                     f"every pixel's interval {ball(radius, tally)}.")
+        statement = (f"{probability(o.alpha, tally)}, the {o.p:g}-quantile of the noisy {_scores(tally)} of {what} "
+                     f"lies within every pixel's interval {ball(radius, tally)}.")
         return Certificate(
             certifier="quantile", options=o.model_dump(mode="json"), subject="value", norm="l2", radius=radius,
             confidence=1.0 - o.alpha, family=tally.pixels, function="smoothed", method="statistical", samples=n,
@@ -91,3 +91,11 @@ def _thresholds(tally: Tally) -> np.ndarray:
     except ValueError:
         raise UsageError("certifier 'quantile' needs the counts of thresholds: run with --sparsifier threshold and "
                          "several values of t") from None
+
+
+def _scores(tally: Tally) -> str:
+    """What the sparsifier has compared with its thresholds: "absolute scores"."""
+    how = str(tally.identity.get("sparsifier", ""))
+    what = "absolute scores" if '"ranking": "magnitude"' in how else \
+        "positive parts of the scores" if '"ranking": "positive"' in how else "scores"
+    return f"{what}, as shares of each map's largest," if '"relative": true' in how else what
