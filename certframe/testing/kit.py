@@ -52,7 +52,8 @@ class Subject:
         kind: a plugin kind.
         cls: the class.
         options: what to construct it with; by default its ``conformance_options(directory)``, else its defaults.
-        model: builds the model that attributors and metrics are tried on, by default `fixtures.tiny_model`.
+        model: builds the model that attributors and metrics are tried on; by default the class's
+            ``conformance_model()``, else `fixtures.tiny_model`.
         directory: an empty folder that the class may fill with the files its options need; by default a temporary one.
     """
 
@@ -61,7 +62,8 @@ class Subject:
         if kind not in KINDS:
             raise UsageError(f"unknown plugin kind {kind!r}: it is one of {', '.join(KINDS)}")
         self.kind, self.cls = kind, cls
-        self._given, self._model, self._directory = options, model, directory
+        self._given, self._directory = options, directory
+        self._model: Callable[[], Model] | None = model or getattr(cls, "conformance_model", None)
         self._remove: weakref.finalize[..., Subject] | None = None
 
     @functools.cached_property
@@ -97,7 +99,7 @@ class Subject:
 
     @property
     def has_own_model(self) -> bool:
-        """Whether the caller chose the model to try the class on."""
+        """Whether the caller or the class chose the model to try the class on."""
         return self._model is not None
 
     def model(self) -> Model:
@@ -249,7 +251,8 @@ def run_checks(kind: str, cls: type[Any], *, options: Mapping[str, Any] | None =
         cls: the class.
         options: what to construct it with; by default what its classmethod ``conformance_options(directory)`` returns,
             where it has one, else its defaults. Give options that make it quick.
-        model: builds the model that attributors and metrics are tried on; by default a tiny convolutional net.
+        model: builds the model that attributors and metrics are tried on; by default what the class's classmethod
+            ``conformance_model()`` returns, where it has one, else a tiny convolutional net.
         plugin: the name to report; by default the class's.
 
     Raises:

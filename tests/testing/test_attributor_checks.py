@@ -12,6 +12,7 @@ from pydantic import Field
 from torch import nn
 
 from certframe import protocols
+from certframe.errors import UsageError
 from certframe.protocols import Attribution
 from certframe.testing import fixtures, run_checks
 
@@ -535,6 +536,28 @@ def test_checks_that_do_not_apply_say_why(ask):
         assert "pass goes through the model's layers" in result.message
     result = ask("attributor", "wide-image", Good, model=fixtures.tiny_model)
     assert (result.outcome, result.message) == ("skipped", "tried on a model of a fixed input size")
+
+
+def test_a_method_for_some_models_brings_one(ask):
+    class GreyOnly(Good):
+        """Explains grey images."""
+
+        def attribute(self, model, inputs, targets, *, rng):
+            if inputs.shape[1] != 1:
+                raise UsageError("grey images only")
+            return super().attribute(model, inputs, targets, rng=rng)
+
+    class GreyWithModel(GreyOnly):
+        """Explains grey images, and has some to be tried on."""
+
+        @classmethod
+        def conformance_model(cls):
+            return fixtures.tiny_model(input_size=(1, 16, 16))
+
+    assert ask("attributor", "finite", GreyOnly).message == "raised UsageError: grey images only"
+    report = run_checks("attributor", GreyWithModel)
+    assert report.ok, str(report)
+    assert run_checks("attributor", GreyOnly, model=GreyWithModel.conformance_model).ok
 
 
 def test_a_cache_that_stays_when_the_model_is_disturbed_is_caught_on_a_given_model_too(ask):
