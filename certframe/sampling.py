@@ -106,7 +106,7 @@ class Sampler:
         batch_size: noisy copies in one pass.
         cuts: numbers of copies at which counts are kept apart.
         planned: the number of copies that the run may draw at most.
-        upsample: interpolate maps bilinearly to the image's size before sparsifying.
+        upsample: interpolate maps bilinearly to the image's size before sparsifying, unless they are as large already.
         precision: "off", "bfloat16" or "float16".
         channels_last: memory layout of the inputs.
         identity: further entries of the tallies' identity (weights, sparsifier, …).
@@ -185,7 +185,8 @@ class Sampler:
     def _resize(self, maps: Tensor, image: Tensor) -> Tensor:
         maps = maps.detach().to(torch.float32)
         size = tuple(image.shape[-2:])
-        if not self.upsample or tuple(maps.shape[-2:]) == size:
+        # Maps are enlarged, never reduced: one with a value for every channel has more rows than the image.
+        if not self.upsample or (maps.shape[-2] >= size[0] and maps.shape[-1] >= size[1]):
             return maps
         return functional.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 

@@ -243,6 +243,24 @@ def test_maps_are_upsampled_bilinearly_before_they_are_sparsified() -> None:
     assert torch.equal(functional.interpolate(coarse[None, None], size=(4, 4), mode="bilinear")[0, 0], clean)
 
 
+class Stacked(toys.Weighted):
+    """Attributor: a value for every channel, the channels one below the other."""
+
+    def attribute(self, model: Any, inputs: torch.Tensor, targets: torch.Tensor, *, rng: Any) -> Attribution:
+        fine = super().attribute(model, inputs, targets, rng=rng).maps
+        return Attribution(torch.cat([fine, 2 * fine.flip(1), fine * fine], dim=1))
+
+
+def test_maps_with_a_value_for_every_channel_are_left_as_they_are() -> None:
+    left, native = (sampler(upsample=upsample).sample(subject(), [cell(Stacked())], 0, 20)["cell"]
+                    for upsample in (True, False))
+    segments, _ = brute_force(Stacked(), toys.Above(), subject(), 0, 20)
+    assert left.counts.shape == (2, 12, 4)
+    assert np.array_equal(left.segments, segments)
+    assert np.array_equal(left.segments, native.segments)
+    assert sampler(upsample=True).clean(subject(), cell(Stacked())).shape == (12, 4)
+
+
 def test_the_clean_map_has_no_noise_and_randomness_of_its_own() -> None:
     seen = watch()
     clean = sampler().clean(subject(), cell(toys.Random()))

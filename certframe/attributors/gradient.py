@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -42,13 +42,19 @@ def input_gradient(module: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[
 
 
 class Gradient:
-    """Saliency: Σ over channels of |∂f_c/∂x|, f_c the logit of the class.
+    """Saliency: |∂f_c/∂x|, f_c the logit of the class; summed over the channels, or every channel by itself.
+
+    With ``channels=stack`` the values of the C channels are C maps of the image's size one below the other, (C·H, W),
+    and count as pixels of their own: what Levine, Singla, Feizi 2019 certify (N = 224·224·3).
 
     K. Simonyan, A. Vedaldi, A. Zisserman. Deep inside convolutional networks. ICLR workshop 2014.
     """
 
     class Options(protocols.Options):
-        """`gradient` has no options."""
+        """Options of `gradient`."""
+
+        channels: Literal["sum", "stack"] = Field(
+            "sum", description="'sum' over the channels, or 'stack' them one below the other as one map (C·H, W).")
 
     needs_gradients: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
@@ -58,9 +64,10 @@ class Gradient:
         self.options = options or self.Options()
 
     def attribute(self, model: Model, inputs: Tensor, targets: Tensor, *, rng: Rng) -> Attribution:
-        """(B,H,W) maps, all ≥ 0, and the logits; one forward and one backward pass."""
+        """(B,H,W) maps, or (B,C·H,W), all ≥ 0, and the logits; one forward and one backward pass."""
         gradient, logits = input_gradient(model.module, inputs, targets)
-        return Attribution(gradient.abs_().sum(1), logits)
+        magnitude = gradient.abs_()
+        return Attribution(magnitude.flatten(1, 2) if self.options.channels == "stack" else magnitude.sum(1), logits)
 
 
 class InputXGradient:

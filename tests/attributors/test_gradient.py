@@ -48,6 +48,16 @@ def test_gradient_of_a_linear_model(linear: TorchModel) -> None:
     torch.testing.assert_close(found.logits, linear.module(x))
 
 
+def test_stacked_channels_are_the_gradient_itself(linear: TorchModel) -> None:
+    x, targets = batch()
+    found = Gradient(Gradient.Options(channels="stack")).attribute(linear, x, targets, rng=rng())
+    assert found.maps.shape == (3, 10, 6)
+    for channel in range(2):
+        torch.testing.assert_close(found.maps[:, 5 * channel: 5 * channel + 5],
+                                   weights_of(linear, targets)[:, channel].abs())
+    torch.testing.assert_close(found.logits, linear.module(x))
+
+
 def test_input_times_gradient_of_a_linear_model_is_signed_and_adds_up(linear: TorchModel) -> None:
     x, targets = batch()
     found = InputXGradient().attribute(linear, x, targets, rng=rng())
