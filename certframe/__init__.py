@@ -15,7 +15,8 @@ from certframe.errors import CertframeError, UsageError, suggest
 from certframe.hookspecs import Register, hookimpl
 
 if TYPE_CHECKING:
-    from certframe.interactive import CertifiedExplanation, certify, run
+    from certframe.interactive import CertifiedExplanation, certify, plan, run
+    from certframe.planning import Plan
     from certframe.protocols import (
         ABSTAIN,
         Attribution,
@@ -40,7 +41,8 @@ if TYPE_CHECKING:
     from certframe.torch_model import TorchModel, split_module
 
 _HOME = {
-    "certframe.interactive": ("certify", "run", "CertifiedExplanation"),
+    "certframe.interactive": ("certify", "plan", "run", "CertifiedExplanation"),
+    "certframe.planning": ("Plan",),
     "certframe.protocols": ("ABSTAIN", "Attribution", "Attributor", "Certificate", "Certifier", "Dataset", "Executor",
                             "Explanation", "Metric", "Model", "Options", "Rng", "Sample", "Schedule", "Sparsifier",
                             "Split"),
@@ -65,6 +67,7 @@ __all__ = [
     "Metric",
     "Model",
     "Options",
+    "Plan",
     "Register",
     "Registry",
     "Rng",
@@ -80,6 +83,7 @@ __all__ = [
     "default_registry",
     "hookimpl",
     "load_run",
+    "plan",
     "run",
     "split_module",
     "suggest",

@@ -23,6 +23,7 @@ from certframe.config import RunConfig
 from certframe.device import resolve_device
 from certframe.errors import CertframeError, UsageError
 from certframe.noise import STREAM
+from certframe.planning import require_fit, require_samples
 from certframe.protocols import Certifier, Dataset, Executor
 from certframe.registry import Registry
 from certframe.store import Run, explanation_of, image_key
@@ -184,7 +185,9 @@ class Pipeline:
         config = self.config
         resolve_device(config.device)
         self.certifiers: list[Certifier] = [c.build(self.registry) for c in config.certifier]
-        require_samples(config, self.certifiers, 1, len(config.sparsifier.build(self.registry).levels), "one pixel")
+        sparsifier = config.sparsifier.build(self.registry)
+        require_samples(config, self.certifiers, 1, len(sparsifier.levels), "one pixel")
+        require_fit(config, self.certifiers, sparsifier)
         dataset: Dataset = config.dataset.build(self.registry)
         indices = self._indices(dataset)
         self.run = Run.find(self.out, config)
@@ -401,20 +404,6 @@ class Pipeline:
                 if cell.tally is not None and not cell.finished:
                     cell.tally.save(self.run.tally_path(job.key, key, partial=True))
         self._saved = time.monotonic()
-
-
-def require_samples(config: RunConfig, certifiers: Sequence[Certifier], pixels: int, levels: int, what: str) -> None:
-    """Refuse a run whose certificates would all abstain.
-
-    Raises:
-        UsageError: fewer copies than a certifier needs for a single claim about a map of so many pixels.
-    """
-    for certifier, component in zip(certifiers, config.certifier, strict=True):
-        needed = certifier.min_samples(pixels, levels)
-        if config.samples < needed:
-            raise UsageError(f"{config.samples} samples cannot certify anything: certifier '{component.name}' needs at "
-                             f"least {needed} for {what} (use --samples {needed} or more, or a smaller tau or larger "
-                             "alpha)")
 
 
 def provenance(config: RunConfig, weights: str) -> dict[str, Any]:

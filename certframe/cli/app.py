@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from certframe.cli import certify, describe, listing, plugin, report, run
+from certframe.cli import certify, describe, listing, plan, plugin, report, run, verify
 
 app = typer.Typer(
     name="certframe", no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False,
@@ -29,7 +29,9 @@ def _root(version: Annotated[bool, typer.Option("--version", callback=_version, 
 
 
 app.command("run")(run.run)
+app.command("plan")(plan.plan)
 app.command("certify")(certify.certify)
+app.command("verify")(verify.verify)
 app.command("report")(report.report)
 app.command("list")(listing.list_names)
 app.command("describe")(describe.describe)
