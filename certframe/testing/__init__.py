@@ -14,9 +14,9 @@ A class whose defaults do not do for a check (an option is required, or the defa
         return {"masks": 64}
 
 It is given an empty folder for files that the options need. An attributor that only works on some models has a
-classmethod ``conformance_model()`` that returns a small one of them, a new one each time. A metric that requires more of
-an explanation than a model has a classmethod ``conformance_extras(explanation)`` that returns those extras. All three
-are optional; only the kit calls them.
+classmethod ``conformance_model()`` that returns a small one of them, a new one each time. A metric that requires more
+of an explanation than a model has a classmethod ``conformance_extras(explanation)`` that returns those extras. All
+three are optional; only the kit calls them.
 
 `fixtures` has the small model, the noisy images, tallies and explanations that the checks use, and `emulated_device` an
 accelerator for machines without one.

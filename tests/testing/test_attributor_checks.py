@@ -479,7 +479,8 @@ def test_every_check_has_a_mistake_that_it_catches(own_checks):
     assert own_checks("attributor") == {name for name, _, _ in BROKEN}
 
 
-def test_hooks_left_after_an_error_in_the_second_pass_are_caught(ask):
+@pytest.mark.parametrize("which", ["forward", "backward"])
+def test_hooks_left_after_an_error_in_the_second_pass_are_caught(ask, which):
     class Twice(Good):
         """Explains twice; the hook of the second pass stays when it fails."""
 
@@ -490,7 +491,7 @@ def test_hooks_left_after_an_error_in_the_second_pass_are_caught(ask):
             handle.remove()
             return result
 
-    assert "hook on 'relu1'" in ask("attributor", "restored-after-forward-error", Twice).message
+    assert "hook on 'relu1'" in ask("attributor", f"restored-after-{which}-error", Twice).message
 
 
 def test_a_method_that_only_uses_the_last_layers_is_made_to_fail_there(ask):

@@ -232,9 +232,9 @@ class _FailingGradient(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        ctx.fuse.fire()
-        return grads[0]
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        ctx.fuse.count()
+        return grads[0], None
 
 
 class _Fuse:
@@ -246,25 +246,25 @@ class _Fuse:
         self._handle = layer.register_forward_hook(self)
 
     def __call__(self, layer: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-        self._passes += 1
-        if self._passes != self._at:
-            return None
         if not self._backward:
-            self.fire()
+            self.count()
+            return None
         found: Tensor = _FailingGradient.apply(output, self)
         return found
 
-    def fire(self) -> None:
-        self.fired = True
-        raise _Boom("the conformance kit makes the model fail here")
+    def count(self) -> None:
+        self._passes += 1
+        if self._passes == self._at:
+            self.fired = True
+            raise _Boom("the conformance kit makes the model fail here")
 
     def remove(self) -> None:
         self._handle.remove()
 
 
 def _require_recovery(subject: Subject, *, backward: bool) -> None:
-    # In the middle of the model; or near its end, for methods that look at the last layers only.
-    for share in (0.5, 0.8):
+    # In the middle of the model; or at its end, for methods that look at the last layers only.
+    for share in (0.5, 0.8, 0.99):
         if _recovers(subject, backward=backward, share=share, at_pass=1):
             _recovers(subject, backward=backward, share=share, at_pass=2)
             return
@@ -275,6 +275,7 @@ def _recovers(subject: Subject, *, backward: bool, share: float, at_pass: int) -
     """Whether the model failed at all; a `Violation` when it was not left as it should be."""
     model, inputs = _batch(subject)
     attributor = subject.build()
+    model.at("final")  # cutting may take passes of its own, which are not the attributor's
     layers = [m for m in model.module.modules() if not list(m.children())]
     fuse = _Fuse(layers[int(share * len(layers))], backward=backward, at_pass=at_pass)
     came_through = False
