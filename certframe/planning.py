@@ -252,17 +252,15 @@ class _Planner:
         """Put everything together; with a probe, shapes and votes are what the methods really give."""
         model: Model = self.config.model.build(self.registry)
         channels, height, width = model.input_size
-        count = len(self.methods)
-        shapes, classes, prober = [(height, width)] * count, [len(model.classes)] * count, None
+        shapes, exact = self._shapes((channels, height, width))
+        classes, prober = [len(model.classes)] * len(shapes), None
         state = self._state()
         if probe:
             from certframe.probing import Prober
             prober = Prober(self.config, self.registry, state.left or range(state.images))
-            shapes = prober.shapes
+            shapes, exact = prober.shapes, [True] * len(shapes)
             classes = [n if voted else 0 for n, voted in zip(classes, prober.voted, strict=True)]
-        exact = probe or self.config.resolution == "input"
-        if exact:
-            self._require(shapes)
+        self._require(shapes, exact)
         imagined = {cell.key: Imagined(self.config, self.sparsifier, self.cuts, shapes[cell.attributor], cell.sigma,
                                        self.methods[cell.attributor], classes[cell.attributor])
                     for cell in cells_of(self.config)}
@@ -273,15 +271,30 @@ class _Planner:
                              "place with --out, or use fewer images with --limit")
         return Plan(
             config=self.config, images=state.images, input_size=(channels, height, width),
-            claims=tuple(self._claims(imagined, exact=exact)), costs=tuple(self._costs(state, stops)), stops=stops,
+            claims=tuple(self._claims(imagined, exact)), costs=tuple(self._costs(state, stops)), stops=stops,
             memory=sum(i.agreed().segments.nbytes for i in imagined.values()),
             disk=disk, free=free, out=self.out, resumes=self.run is not None, done=state.images - len(state.left),
             counted=sum(state.counted.values()), probe=prober.measure() if prober else None)
 
-    def _require(self, shapes: Sequence[tuple[int, int]]) -> None:
-        for component, (h, w) in zip(self.config.attributor, shapes, strict=True):
-            require_samples(self.config, self.certifiers, h * w, len(self.sparsifier.levels),
-                            f"the {h}×{w} map of {component.name}")
+    def _shapes(self, input_size: tuple[int, int, int]) -> tuple[list[tuple[int, int]], list[bool]]:
+        """h, w of every method's maps as they are certified, and whether that is exact; at most the image's otherwise.
+
+        Upsampled maps have the image's size. Others, and larger ones, are known when the method has a ``map_size``.
+        """
+        shapes, exact = [], []
+        for component in self.config.attributor:
+            tell = getattr(component.build(self.registry), "map_size", None)
+            h, w = input_size[1:] if tell is None else tell(input_size)
+            enlarged = self.config.resolution == "input"
+            shapes.append(input_size[1:] if enlarged and (h < input_size[1] or w < input_size[2]) else (h, w))
+            exact.append(enlarged or tell is not None)
+        return shapes, exact
+
+    def _require(self, shapes: Sequence[tuple[int, int]], exact: Sequence[bool]) -> None:
+        for component, (h, w), known in zip(self.config.attributor, shapes, exact, strict=True):
+            if known:
+                require_samples(self.config, self.certifiers, h * w, len(self.sparsifier.levels),
+                                f"the {h}×{w} map of {component.name}")
 
     # -- what is left to do -------------------------------------------------------------------------------------------
 
@@ -330,17 +343,18 @@ class _Planner:
 
     # -- what can be certified ----------------------------------------------------------------------------------------
 
-    def _claims(self, imagined: dict[str, Imagined], *, exact: bool) -> Iterator[Claim]:
+    def _claims(self, imagined: dict[str, Imagined], exact: Sequence[bool]) -> Iterator[Claim]:
         names = distinct(self.config.certifier)
         known: dict[Any, Claim] = {}
-        for one in imagined.values():
+        for cell in cells_of(self.config):
+            one = imagined[cell.key]
             for certifier, component, name in zip(self.certifiers, self.config.certifier, names, strict=True):
                 key = (one.shape, one.classes, one.sigma, name)
                 if key not in known:
-                    known[key] = self._claim(one, certifier, component, name, exact=exact)
-                yield replace(known[key], attributor=one.attributor)
+                    known[key] = self._claim(one, certifier, component, name)
+                yield replace(known[key], attributor=one.attributor, exact=exact[cell.attributor])
 
-    def _claim(self, one: Imagined, certifier: Certifier, component: Component, name: str, *, exact: bool) -> Claim:
+    def _claim(self, one: Imagined, certifier: Certifier, component: Component, name: str) -> Claim:
         pixels, levels, samples = one.shape[0] * one.shape[1], len(self.sparsifier.levels), self.config.samples
         best = certifier.certify(one.agreed())
         schedule = certifier.looks(samples)
@@ -348,7 +362,7 @@ class _Planner:
         first = next((n for n in looks if _labels_something(certifier.certify(one.agreed(n)))), None)
         votes, voters = votes_needed(certifier, component, one, samples)
         return Claim(
-            attributor=one.attributor, certifier=name, sigma=one.sigma, pixels=pixels, exact=exact, votes=votes,
+            attributor=one.attributor, certifier=name, sigma=one.sigma, pixels=pixels, exact=True, votes=votes,
             voters=voters, radius=best.radius, min_samples=certifier.min_samples(pixels, levels), looks=looks,
             largest_radius=self._largest_radius(one, component, best, levels),
             first_look=first, first_votes=votes_needed(certifier, component, one, first)[0] if first else None)

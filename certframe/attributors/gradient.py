@@ -63,6 +63,11 @@ class Gradient:
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()
 
+    def map_size(self, input_size: tuple[int, int, int]) -> tuple[int, int]:
+        """h, w of the maps for inputs of size C, H, W."""
+        channels, height, width = input_size
+        return (channels * height if self.options.channels == "stack" else height), width
+
     def attribute(self, model: Model, inputs: Tensor, targets: Tensor, *, rng: Rng) -> Attribution:
         """(B,H,W) maps, or (B,C·H,W), all ≥ 0, and the logits; one forward and one backward pass."""
         gradient, logits = input_gradient(model.module, inputs, targets)
