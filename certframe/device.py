@@ -60,7 +60,9 @@ def weights_hash(module: nn.Module) -> str:
     for name, tensor in sorted(tensors.items()):
         array = tensor.detach().cpu().contiguous()
         digest.update(f"{name}|{array.dtype}|{tuple(array.shape)}|".encode())
-        digest.update(array.view(torch.uint8).numpy().tobytes() if array.dim() else repr(array.item()).encode())
+        # Flat first: 1×1 weights in channels-last layout count as contiguous and still have a last stride above 1.
+        flat = array.reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes() if array.dim() else repr(array.item()).encode())
     return digest.hexdigest()
 
 

@@ -84,3 +84,9 @@ def test_autocast() -> None:
         with autocast(torch.device("cpu"), precision):
             assert (product @ product).dtype == getattr(torch, precision)
     assert (product @ product).dtype == torch.float32
+
+
+def test_the_memory_layout_changes_no_hash() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8))
+    before = weights_hash(network)
+    assert weights_hash(network.to(memory_format=torch.channels_last)) == before
