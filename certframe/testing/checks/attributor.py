@@ -11,8 +11,9 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from certframe.noise import CopyRng
-from certframe.protocols import Attribution, Attributor, Model, Split
+from certframe.protocols import Attribution, Attributor, Model
 from certframe.testing import fixtures
+from certframe.testing.awkward_models import BlackBox, Fuse
 from certframe.testing.checks.comparing import DEVICE_TOLERANCE, require_close
 from certframe.testing.emulated_device import emulated_device
 from certframe.testing.kit import NotApplicable, Subject, check, require
@@ -221,47 +222,6 @@ def model_unchanged(subject: Subject) -> None:
         _explain(subject.build(), model, inputs)
 
 
-class _Boom(Exception):
-    """Raised in the middle of the model, on purpose."""
-
-
-class _FailingGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, fuse: _Fuse) -> Tensor:
-        ctx.fuse = fuse
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        ctx.fuse.count()
-        return grads[0], None
-
-
-class _Fuse:
-    """Makes a layer of a model fail at its n-th pass, in the forward or in the backward pass."""
-
-    def __init__(self, layer: nn.Module, *, backward: bool, at_pass: int) -> None:
-        self.fired = False
-        self._passes, self._backward, self._at = 0, backward, at_pass
-        self._handle = layer.register_forward_hook(self)
-
-    def __call__(self, layer: nn.Module, inputs: Any, output: Tensor) -> Tensor | None:
-        if not self._backward:
-            self.count()
-            return None
-        found: Tensor = _FailingGradient.apply(output, self)
-        return found
-
-    def count(self) -> None:
-        self._passes += 1
-        if self._passes == self._at:
-            self.fired = True
-            raise _Boom("the conformance kit makes the model fail here")
-
-    def remove(self) -> None:
-        self._handle.remove()
-
-
 def _require_recovery(subject: Subject, *, backward: bool) -> None:
     # In the middle of the model; or at its end, for methods that look at the last layers only.
     for share in (0.5, 0.8, 0.99):
@@ -277,7 +237,7 @@ def _recovers(subject: Subject, *, backward: bool, share: float, at_pass: int) -
     attributor = subject.build()
     model.at("final")  # cutting may take passes of its own, which are not the attributor's
     layers = [m for m in model.module.modules() if not list(m.children())]
-    fuse = _Fuse(layers[int(share * len(layers))], backward=backward, at_pass=at_pass)
+    fuse = Fuse(layers[int(share * len(layers))], backward=backward, at_pass=at_pass)
     came_through = False
     with unchanged_module(model.module, "after the model raised an exception, attribute() has"):
         try:
@@ -360,23 +320,6 @@ def process_unchanged(subject: Subject) -> None:
         _explain(attributor, model, inputs)
 
 
-class _BlackBox:
-    """A model without derivatives: every pass is detached from its input."""
-
-    def __init__(self, model: Model) -> None:
-        self._model = model
-        self.input_size, self.classes, self.module = model.input_size, model.classes, model.module
-        self.module.register_forward_hook(lambda _module, _inputs, output: output.detach())
-
-    def preprocess(self, image: Any) -> Tensor:
-        return self._model.preprocess(image)
-
-    def at(self, layer: str) -> Split:
-        split = self._model.at(layer)
-        return Split(lambda x: tuple(value.detach() for value in split.body(x)),
-                     lambda *activation: split.head(*activation).detach(), split.as_map)
-
-
 @check("attributor")
 def no_gradients_needed(subject: Subject) -> None:
     """`needs_gradients` is honest: when False, a model without derivatives will do, also under inference mode."""
@@ -386,7 +329,7 @@ def no_gradients_needed(subject: Subject) -> None:
         raise NotApplicable("the attributor declares that it needs gradients")
     model, inputs = _batch(subject)
     expected = _explain(subject.build(), model, inputs).maps
-    box = _BlackBox(subject.model())
+    box = BlackBox(subject.model())
     settings: list[tuple[str, Callable[[], contextlib.AbstractContextManager[Any]]]] = [
         ("on a model without derivatives", contextlib.nullcontext), ("under no_grad", torch.no_grad),
         ("under inference_mode", torch.inference_mode)]
