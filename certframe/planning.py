@@ -360,12 +360,12 @@ class _Planner:
         schedule = certifier.looks(samples)
         looks = tuple(schedule.looks) if schedule else ()
         first = next((n for n in looks if _labels_something(certifier.certify(one.agreed(n)))), None)
-        votes, voters = votes_needed(certifier, component, one, samples)
+        votes, voters = votes_needed(certifier, one, samples)
         return Claim(
             attributor=one.attributor, certifier=name, sigma=one.sigma, pixels=pixels, exact=True, votes=votes,
             voters=voters, radius=best.radius, min_samples=certifier.min_samples(pixels, levels), looks=looks,
             largest_radius=self._largest_radius(one, component, best, levels),
-            first_look=first, first_votes=votes_needed(certifier, component, one, first)[0] if first else None)
+            first_look=first, first_votes=votes_needed(certifier, one, first)[0] if first else None)
 
     def _largest_radius(self, one: Imagined, component: Component, best: Certificate, levels: int) -> float | None:
         """The radius at the largest τ for which the certifier asks for no more copies than there are."""
@@ -401,24 +401,22 @@ class _State:
     counted: dict[tuple[int, str], int]
 
 
-def votes_needed(certifier: Certifier, component: Component, one: Imagined, copies: int) -> tuple[int | None, int]:
-    """How many votes certify that a pixel is important while no other is certified, of how many; None when none do."""
-    fixed = copies == one.config.samples and hasattr(certifier, "evidence") and hasattr(certifier, "vote_thresholds")
-    if fixed:
-        voters = int(certifier.evidence(one.agreed())[1].max())  # type: ignore[attr-defined]
-        tau = float(component.options.get("tau", 0.5))
-        needed = int(certifier.vote_thresholds(one.split(), tau)[0])  # type: ignore[attr-defined]
-        return (needed if needed <= voters else None), voters
+def votes_needed(certifier: Certifier, one: Imagined, copies: int) -> tuple[int | None, int]:
+    """How many votes certify that a pixel is important while no other is certified, of how many; None when none do.
 
+    A certifier with ``evidence`` says itself how many copies have a vote and how many of them a pixel has.
+    """
     def certified(votes: int) -> bool:
         return bool((certifier.certify(one.tally(votes, copies // 2, copies)).labels[:, 0, 0] == 1).any())
+    evidence = getattr(certifier, "evidence", None) if copies == one.config.samples else None
+    voters = int(evidence(one.agreed())[1].max()) if evidence else copies
     if not certified(copies):
-        return None, copies
+        return None, voters
     low, high = copies // 2, copies
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if certified(middle) else (middle, high)
-    return high, copies
+    return int(evidence(one.tally(high, copies // 2, copies))[1][0, 0, 0]) if evidence else high, voters
 
 
 def _labels_something(certificate: Certificate) -> bool:

@@ -17,10 +17,10 @@ from certframe.registry import Registry
 from certframe.tally import Tally
 from certframe.worker import Count, Prepared, Worker, cells_of
 
-LONG_CALL, SHORT_CALL = 5.0, 0.5
+LONG_CALL, SHORT_CALL = 3.0, 0.5
 """A timed call has a batch, fewer copies when that would take longer, several batches when it would take less."""
 ENOUGH_SECONDS, ENOUGH_CALLS, MOST_CALLS = 3.0, 3, 9
-"""Calls are repeated until they have taken so long and are so many; a long one is made once after its warm-up."""
+"""Calls are repeated until they have taken so long and are so many, or have taken twice as long."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +109,10 @@ class Prober:
         methods = []
         for name, key, shape, voted, first in zip(distinct(self.config.attributor), self._keys, self.shapes, self.voted,
                                                   self._first, strict=True):
-            copies = self._size(key, first[0])
-            times = _repeat(lambda: self._timed(key, copies)[0])  # noqa: B023
+            copies, times = 1, [first[0]]
+            if first[0] < LONG_CALL:  # else one copy is enough: the clean image was the warm-up
+                copies = self._size(key, first[0])
+                times = _repeat(lambda: self._timed(key, copies)[0])  # noqa: B023
             seconds = max(statistics.median(times) / copies - noise, 0.0)
             methods.append(MethodTime(name, seconds, copies, len(times), shape, voted))
         device = self.worker.device
@@ -140,8 +142,7 @@ class Prober:
 
 def _repeat(call: Callable[[], float]) -> list[float]:
     times = [call()]
-    while times[0] < LONG_CALL and len(times) < MOST_CALLS and (
-            len(times) < ENOUGH_CALLS or sum(times) < ENOUGH_SECONDS):
+    while len(times) < MOST_CALLS and sum(times) < ENOUGH_SECONDS * (1 if len(times) >= ENOUGH_CALLS else 2):
         times.append(call())
     return times
 
