@@ -16,7 +16,7 @@ import torch
 import toys
 
 import certframe
-from certframe import hookimpl, plan_text
+from certframe import hookimpl, plan_text, probing
 from certframe.config import RunConfig, resolve
 from certframe.errors import UsageError
 from certframe.pipeline import execute
@@ -404,35 +404,40 @@ def sleepy(monkeypatch: pytest.MonkeyPatch) -> Registry:
     return registry
 
 
-def test_the_probe_times_what_a_run_takes(sleepy: Registry, tmp_path: Path) -> None:
+def test_the_probe_times_what_a_run_takes(sleepy: Registry) -> None:
     config = toys.configure(sleepy, attributor=["sleepy", "toy-weighted"], samples=64, options=["dataset.count=3"])
     planned = plan_run(config, probe=True, registry=sleepy)
     assert planned.probe is not None
     assert planned.seconds is not None
     slow, fast = planned.probe.methods
-    assert slow.seconds == pytest.approx(0.004, rel=0.25)
-    assert fast.seconds < 0.002
+    assert 0.0035 < slow.seconds < 0.008  # the slow start of 0.3 s has no part in it
+    assert fast.seconds < slow.seconds / 2
     assert slow.copies >= 16
     assert slow.calls >= 3
-    started = time.perf_counter()
-    execute(config, tmp_path / "run", registry=sleepy)
-    assert planned.seconds[1] == pytest.approx(time.perf_counter() - started, rel=0.5)
     assert planned.seconds[0] == planned.seconds[1]
+    once, noise = 3 * planned.probe.prepare, 3 * 64 * planned.probe.noise
+    assert planned.seconds[0] == pytest.approx(once + noise + 3 * 64 * (slow.seconds + fast.seconds))
+    assert planned.costs[0].passes == 2
     assert planned.probe.memory is not None
     assert 10**7 < planned.probe.memory < 10**12
     assert planned.probe.device == "cpu"
     assert planned.probe.device_memory is None
 
 
-def test_a_slow_method_is_timed_on_fewer_copies(sleepy: Registry) -> None:
-    config = toys.configure(sleepy, attributor="sleepy", samples=64, batch_size=64, options=["attributor.seconds=0.4"])
-    Sleepy.slow_starts = 0
-    started = time.perf_counter()
+@pytest.mark.parametrize(("seconds", "copies", "calls"), [(0.02, 10, 2), (0.3, 1, 1)])
+def test_a_slow_method_is_timed_on_fewer_copies(sleepy: Registry, monkeypatch: pytest.MonkeyPatch, seconds: float,
+                                                copies: int, calls: int) -> None:
+    monkeypatch.setattr(probing, "LONG_CALL", 0.25)
+    monkeypatch.setattr(probing, "ENOUGH_SECONDS", 0.2)
+    monkeypatch.setattr(Sleepy, "slow_starts", 0)
+    config = toys.configure(sleepy, attributor="sleepy", samples=64, batch_size=64,
+                            options=[f"attributor.seconds={seconds}"])
     planned = plan_run(config, probe=True, registry=sleepy)
-    assert time.perf_counter() - started < 15
     assert planned.probe is not None
-    assert planned.probe.methods[0].seconds == pytest.approx(0.4, rel=0.1)
-    assert planned.probe.methods[0].copies < 16
+    method, = planned.probe.methods
+    assert 0.9 * seconds < method.seconds < 3 * seconds
+    assert 1 <= method.copies <= copies
+    assert method.calls >= calls
 
 
 def test_the_probe_passes_over_images_that_cannot_be_used(plan: Callable[..., Plan]) -> None:
