@@ -19,8 +19,8 @@ from certframe.errors import CertframeError, UsageError
 _WORDS = {int: "integer", float: "number", str: "text", Path: "path"}
 EXIT_CODES = (
     (0, "done"),
-    (CertframeError.exit_code, "the work failed, images could not be used, or a conformance check failed; what was "
-                               "finished is kept"),
+    (CertframeError.exit_code, "the work failed or images could not be used (what was finished is kept), or `plugin "
+                               "check` or `verify` found something wrong"),
     (UsageError.exit_code, "wrong use: a name, an option, a file or a value; nothing has been written"),
     (GATE_NOT_MET, "a gate of `--fail-under` was not met"),
     (130, "stopped by the user (Ctrl-C or SIGTERM); the same command resumes the run"),
