@@ -13,6 +13,7 @@ from certframe.protocols import ABSTAIN, Certificate, Schedule
 from certframe.statistics.binomial import smoothing_radius
 from certframe.statistics.sequential import (
     certified_steps,
+    chances,
     geometric_looks,
     ladder,
     min_planned_copies,
@@ -26,9 +27,11 @@ class Adaptive:
 
     At look j a pixel is certified when its majority has b_j votes, and it stays certified. The bounds b_j are so high
     that the probability of *ever* crossing one wrongly is within the error, so any reason to stop is a valid one:
-    nothing left to decide, little that could still be decided, the share that was wanted. The run's number of samples
-    is the most that is ever drawn. ``spending=calibrated`` computes the crossing probability exactly and uses all of
-    the error; ``union`` is the union bound over the looks. With `step_down` the bounds fall as pixels are certified.
+    little that is still to come, or the share that was wanted. What is still to come is predicted: each pixel that is
+    not certified yet counts with its probability of reaching the last bound, given its votes so far. The run's number
+    of samples is the most that is ever drawn. ``spending=calibrated`` computes the crossing probability exactly and
+    uses all of the error; ``union`` is the union bound over the looks. With `step_down` the bounds fall as pixels are
+    certified.
     """
 
     class Options(protocols.Options):
@@ -38,8 +41,10 @@ class Adaptive:
         alpha: float = Field(0.001, gt=0.0, lt=1.0, description="probability of any wrong claim")
         spending: Literal["calibrated", "union"] = Field("calibrated", description="how the error is spread over looks")
         step_down: bool = Field(True, description="lower the bounds as pixels are certified (Holm)")
-        futility: float = Field(0.02, ge=0.0, lt=1.0, description="stop when at most this share of the pixels is "
-                                                                  "uncertified and on course to be certified")
+        futility: float = Field(0.01, ge=0.0, lt=1.0, description="stop when at most this share of the pixels is "
+                                                                  "expected to be certified yet")
+        enough: float = Field(0.96, gt=0.0, le=1.0, description="stop when this share of what is expected to be "
+                                                                "certified at the end is certified")
         target: float = Field(1.0, gt=0.0, le=1.0, description="stop when this share of the pixels is certified")
 
     cuts: tuple[int, ...] = ()
@@ -58,16 +63,14 @@ class Adaptive:
 
     def done(self, tally: Tally) -> tuple[bool, str]:
         """Whether to stop at this look, and why; the shares are over the pixels of all levels."""
-        certified = self._labels(tally) != ABSTAIN
+        o, (codes, steps) = self.options, self._reached(tally)
+        certified = codes < 2 * steps[:, None, None]
         share = float(certified.mean())
-        if share >= self.options.target:
+        if share >= o.target:
             return True, f"{share:.1%} of the pixels are certified"
-        counts, planned = tally.counts, tally.planned or tally.samples
-        votes = np.maximum(counts, tally.samples - counts)
-        last = ladder_of(self.options, tally)[2][0, -1]
-        hopeful = float((~certified & (votes * planned >= int(last) * tally.samples)).mean())
-        verdict = f"{hopeful:.1%} of the pixels could still be certified"
-        return hopeful <= self.options.futility, f"only {verdict}" if hopeful <= self.options.futility else verdict
+        to_come = self._expected(tally, ~certified, steps)
+        verdict = f"{share:.1%} of the pixels are certified and {to_come:.1%} are expected yet"
+        return to_come <= max(o.futility, (1.0 - o.enough) * (share + to_come)), verdict
 
     def certify(self, tally: Tally) -> Certificate:
         """Certify every pixel that has crossed its bound at one of the looks so far.
@@ -87,15 +90,30 @@ class Adaptive:
                       f"{ball(radius, tally, o.tau)}.",
             arrays={"looks": np.array(looks), "bounds": ladder_of(o, tally)[2][0]}, warnings=notes(tally))
 
-    def _labels(self, tally: Tally) -> np.ndarray:
-        """int8 (L,h,w); the label of a pixel is the one it had where it crossed furthest."""
+    def _reached(self, tally: Tally) -> tuple[np.ndarray, np.ndarray]:
+        """For each pixel the first step that certifies it, with its label (see `steps_of_counts`); steps per level."""
         looks, tests, bounds = ladder_of(self.options, tally)
         codes = np.full(tally.segments.shape[1:], 2 * len(tests), dtype=np.int16)
         for j, n in enumerate(looks):
             if n <= tally.samples:
                 codes = np.minimum(codes, steps_of_counts(tally.upto(n), n, bounds[:, j]))
-        steps = np.array([certified_steps(level, tests) for level in codes])
+        return codes, np.array([certified_steps(level, tests) for level in codes])
+
+    def _labels(self, tally: Tally) -> np.ndarray:
+        """int8 (L,h,w); the label of a pixel is the one it had where it crossed furthest."""
+        codes, steps = self._reached(tally)
         return np.where(codes < 2 * steps[:, None, None], codes & 1, ABSTAIN).astype(np.int8)
+
+    def _expected(self, tally: Tally, undecided: np.ndarray, steps: np.ndarray) -> float:
+        """The share of the pixels of all levels that is expected to be certified by the end and is not yet."""
+        looks, _, bounds = ladder_of(self.options, tally)
+        n = tally.samples
+        votes = np.maximum(np.arange(n + 1), n - np.arange(n + 1))
+        expected = 0.0
+        for counts, left, step in zip(tally.counts, undecided, steps, strict=True):
+            how_often = np.bincount(counts[left], minlength=n + 1)
+            expected += float(how_often @ chances(n, int(bounds[step - 1, -1]), looks[-1])[votes])
+        return expected / undecided.size
 
 
 def ladder_of(options: Adaptive.Options, tally: Tally) -> tuple[tuple[int, ...], tuple[int, ...], np.ndarray]:

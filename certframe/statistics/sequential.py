@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy.special import gammaln, xlog1py, xlogy
+from scipy.special import gammaln, ndtr, xlog1py, xlogy
 
 from certframe.statistics.binomial import upper_tail
 from certframe.statistics.corrections import min_copies
@@ -158,6 +158,28 @@ def certified_steps(codes: np.ndarray, tests: Sequence[int]) -> int:
     while row + 1 < len(tests) and codes.size - reached[row] <= tests[row + 1]:
         row += 1
     return row + 1
+
+
+def chances(samples: int, bound: int, end: int) -> np.ndarray:
+    """About how probable it is that a label with so many votes now has `bound` of them at the end.
+
+    The further votes are predicted by a beta-binomial distribution (Jeffreys' prior), approximated by the normal one of
+    the same mean and variance. Only for deciding when to stop, which is free: no claim depends on it.
+
+    Args:
+        samples: copies so far.
+        bound: votes needed at the end.
+        end: copies at the end, at least `samples`.
+
+    Returns:
+        float64 (samples + 1,) in [0, 1], for 0, …, `samples` votes; exactly 0 where even unanimity would not do.
+    """
+    votes, further = np.arange(samples + 1), end - samples
+    missing = bound - votes
+    p = (votes + 0.5) / (samples + 1.0)
+    spread = np.sqrt(further * p * (1.0 - p) * (1.0 + (further - 1.0) / (samples + 2.0)))
+    chance = ndtr((further * p - missing + 0.5) / np.where(spread > 0.0, spread, 1.0))
+    return np.where(missing <= 0, 1.0, np.where(missing > further, 0.0, chance))
 
 
 def min_planned_copies(tau: float, alpha: float, pixels: int, *, calibrated: bool) -> int:

@@ -21,6 +21,7 @@ from certframe.statistics.sequential import (
     boundaries,
     calibrated_boundaries,
     certified_steps,
+    chances,
     crossing_probability,
     geometric_looks,
     ladder,
@@ -329,3 +330,24 @@ def test_more_looks_never_take_a_label_back(looks: tuple[int, ...], seed: int) -
         now = np.where(codes < 2 * certified_steps(codes, tests), codes & 1, -1)
         assert np.all((before < 0) | (now >= 0))
         before = now
+
+
+# -- what is still to come -------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize(("samples", "end"), [(96, 1000), (136, 300), (544, 1000), (768, 1000), (999, 1000)])
+def test_chances_are_about_those_of_the_beta_binomial_distribution(samples: int, end: int) -> None:
+    bound = math.ceil(0.82 * end)
+    votes = np.arange(samples + 1)
+    exact = stats.betabinom.sf(bound - votes - 1, end - samples, votes + 0.5, samples - votes + 0.5)
+    found = chances(samples, bound, end)
+    assert found == pytest.approx(exact, abs=0.03)
+    assert np.all(np.diff(found) >= 0)
+
+
+def test_chances_at_the_ends() -> None:
+    assert not chances(10, 15, 20)[:5].any()
+    assert chances(10, 15, 20)[5] == pytest.approx(0.0, abs=0.02)
+    assert np.all(chances(10, 16, 20)[:6] == 0.0)
+    assert np.all(chances(10, 8, 20)[8:] == 1.0)
+    assert chances(10, 8, 10).tolist() == [0.0] * 8 + [1.0] * 3
+    assert not chances(10, 21, 20).any()
