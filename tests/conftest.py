@@ -18,7 +18,7 @@ SUPPORT = Path(__file__).resolve().parent / "support"
 # Plugins are named by import path, also in subprocesses: the toys have to be importable.
 sys.path.insert(0, str(SUPPORT))
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)  # tests are small, and a busy machine makes waiting threads expensive
 settings.register_profile("certframe", deadline=None, derandomize=True, database=None)
 settings.load_profile("certframe")
 
