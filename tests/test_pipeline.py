@@ -613,7 +613,7 @@ def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
 
 
 KILLED = {
-    "fixed": {"attributor": ["toy-weighted", "toy-random"], "sigma": [0.25], "options": ["dataset.count=2"]},
+    "fixed": {"attributor": ["toy-weighted", "toy-random"], "samples": 49, "options": ["dataset.count=2"]},
     "adaptive": {"sigma": [0.1, 0.5], "samples": 100, "certifier": "toy-early",
                  "options": ["certifier.share=0.68", "dataset.count=2"]},
 }
