@@ -73,7 +73,7 @@ class ClassAnd:
             raise UsageError(f"attributor '{tally.identity.get('attributor', '?')}' computes no logits, so no class "
                              "was voted for: use one that does, or the certifier by itself")
         inner, target = self._inner.certify(tally), int(tally.identity["target"])
-        k, n, certified = int(votes[target]), tally.samples, self._class_is_certain(tally, target)
+        k, n, certified = int(votes[target]), tally.samples, self.class_certified(tally, o.tau)
         radius = smoothing_radius(tally.sigma, o.tau)
         name = tally.identity.get("target_name", target)
         claim = (f"and, jointly with it, the smoothed classifier predicts {name} ({k} of {n} votes) within R = "
@@ -84,10 +84,10 @@ class ClassAnd:
             family=inner.family + 1, arrays={**inner.arrays, "class": np.array([target, k, int(certified)])},
             statement=f"{inner.statement.rstrip('.')}; {claim}.")
 
-    def _class_is_certain(self, tally: Tally, target: int) -> bool:
-        """Whether the class has had enough votes at one of the looks so far."""
-        o, looks = self.options, self._class_looks(tally)
-        bounds = calibrated_boundaries(looks, o.tau, o.alpha * o.share, 0, 1)
+    def class_certified(self, tally: Tally, tau: float) -> bool:
+        """Whether the class has had the votes that this τ takes at one of the looks so far."""
+        o, looks, target = self.options, self._class_looks(tally), int(tally.identity["target"])
+        bounds = calibrated_boundaries(looks, tau, o.alpha * o.share, 0, 1)
         return any(_votes_upto(tally, look, target) >= bound
                    for look, bound in zip(looks, bounds, strict=True) if look <= tally.samples)
 

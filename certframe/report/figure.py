@@ -2,45 +2,83 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 from certframe.errors import UsageError
 from certframe.files import disk_error
 from certframe.protocols import Explanation
-from certframe.report import paint, text
-from certframe.report.levels import Level, levels
+from certframe.report import chart, claim, levels, paint, plates, sheet
+from certframe.report.chart import Chart
+from certframe.report.levels import Level
+from certframe.report.sheet import Cell, Picture
 from certframe.report.templates import environment
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 __all__ = ["compose", "figure", "snippet", "write_png"]
 
 
 def title(explanation: Explanation) -> str:
-    """Image, target, radius and confidence of the proof, in one line."""
-    certificate = explanation.certificate
-    return (f"{explanation.name}: {explanation.target_name}, "
-            f"R = {text.radius(certificate.radius)}, confidence {certificate.confidence:.6g}")
+    """Image, target, reach and confidence of the proof, in one line."""
+    certificate, badge = explanation.certificate, claim.badge(explanation)
+    parts = [f"{explanation.name}: {explanation.target_name}", claim.reach(certificate),
+             f"confidence {certificate.confidence:.6g}"]
+    if badge is not None:
+        parts.append(badge.verdict)
+    if "looks" in certificate.arrays:
+        parts.append(f"{certificate.samples} of at most {certificate.arrays['looks'][-1]} copies")
+    return ", ".join(parts)
+
+
+def layout(explanation: Explanation, side: int) -> list[list[Cell]]:
+    """The rows of a figure whose pictures have `side` pixels; a wide chart has a row for itself."""
+    picture, shown, lines = paint.picture(explanation.image), levels.levels(explanation), plates.rows(explanation)
+    first: list[Cell] = [
+        Picture("picture", _scale(picture, side)),
+        Picture("attribution, clean", _scale(paint.heat(explanation.map).image.convert("RGB"), side)),
+        *(Picture(level.caption, _on_hatching(level.image, side)) for level in shown)]
+    overlay = levels.overlay(explanation)
+    if overlay is not None:
+        name = "importance band" if claim.is_band(explanation.certificate) else "certified important"
+        first.append(Picture(name, _over(picture, overlay, side)))
+    rows = [first]
+    drawn = chart.charts(explanation)
+    small = [one for one in drawn if not one.wide]
+    for line in lines:
+        tiles = [Picture(f"{line.title.split(',')[0].split(';')[0]}: {plate.title}",
+                      _on_hatching(plate.heat.image, side), plate) for plate in line.plates]
+        if len(rows[-1]) + len(tiles) + len(small) > 6 or (shown and rows[-1] is first):
+            rows.append([])
+        rows[-1] += [*tiles, *small]
+        small = []
+    return rows + [[one] for one in drawn if one.wide]
 
 
 def snippet(explanation: Explanation, *, side: int = 160) -> str:
     """A self-contained HTML fragment with pictures of `side` CSS pixels, for ``_repr_html_``."""
-    picture, shown = paint.picture(explanation.image), levels(explanation)
+    picture, shown = paint.picture(explanation.image), levels.levels(explanation)
     return environment().get_template("snippet.html").render(
         explanation=explanation, side=side, picture=picture, heat=paint.heat(explanation.map), levels=shown,
-        overlay=paint.overlay(explanation.certificate.labels) if shown else None, grey=paint.grey(picture),
+        overlay=levels.overlay(explanation), grey=paint.grey(picture),
         opacity=paint.OVERLAY_OPACITY, important=paint.hexadecimal(paint.IMPORTANT),
-        unimportant=paint.hexadecimal(paint.UNIMPORTANT))
+        unimportant=paint.hexadecimal(paint.UNIMPORTANT), legend=levels.legend(explanation),
+        is_band=claim.is_band(explanation.certificate), reach=claim.reach(explanation.certificate),
+        rows=plates.rows(explanation), charts=chart.charts(explanation), badge=claim.badge(explanation),
+        validity=claim.validity(explanation.certificate))
 
 
 def figure(explanation: Explanation, *, side: float = 2.2) -> Figure:
-    """A matplotlib figure: picture, clean attribution, certified map of every level, overlay; `side` in inches a panel.
+    """A matplotlib figure of everything the certificate shows; `side` in inches a panel.
 
-    It belongs to no pyplot state: save it with ``figure.savefig(…)``, or let a notebook show it.
+    Picture, clean attribution, certified map of every level and overlay; below them certified radii, ranks or
+    intervals with their colour bars, and curves. It belongs to no pyplot state: save it with ``figure.savefig(…)``, or
+    let a notebook show it.
 
     Raises:
         UsageError: matplotlib is not installed.
@@ -48,51 +86,86 @@ def figure(explanation: Explanation, *, side: float = 2.2) -> Figure:
     try:
         from matplotlib.figure import Figure
         from matplotlib.layout_engine import ConstrainedLayoutEngine
-        from matplotlib.patches import Patch
     except ImportError as error:
         raise UsageError("plotting needs matplotlib, which is not installed: pip install 'certframe[plot]'") from error
-    shown, heat, picture = levels(explanation), paint.heat(explanation.map), paint.picture(explanation.image)
-    panels = [("picture", picture), ("attribution, clean", heat.image.convert("RGB")),
-              *((level.caption.replace(": ", "\n"), _on_hatching(level.image, 448)) for level in shown)]
+    rows = layout(explanation, 448)
+    columns = max(4, *map(len, rows))
+    heights = [0.85 if isinstance(row[0], Chart) else 1.5 for row in rows]
+    result = Figure(figsize=(side * columns, side * sum(heights)), layout=ConstrainedLayoutEngine(h_pad=0.07))
+    parts = result.subfigures(len(rows), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for part, row in zip(parts, rows, strict=True):
+        grid = part.add_gridspec(1, columns)
+        for i, cell in enumerate(row):
+            if isinstance(cell, Chart):
+                _draw(part.add_subplot(grid[0, :] if cell.wide else grid[0, i]), cell)
+            else:
+                _show(part.add_subplot(grid[0, i]), cell)
+    shown = levels.levels(explanation)
     if shown:
-        panels.append(("certified important", _over(picture, paint.overlay(explanation.certificate.labels), 448)))
-    result = Figure(figsize=(side * len(panels), side * 1.5),
-                    layout=ConstrainedLayoutEngine(h_pad=0.07))
-    for axes, (caption, image) in zip(result.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        axes.imshow(image, interpolation="nearest" if max(image.size) < 112 else "auto")
-        axes.set_title(caption, fontsize=9)
-        axes.set_xticks([])
-        axes.set_yticks([])
-        for spine in axes.spines.values():
-            spine.set_edgecolor("#dcdcd6")
-    abstain = Patch(facecolor=paint.hexadecimal(paint.ABSTAIN_LIGHT), edgecolor="#b4b4ae", hatch="//////")
-    keys = [Patch(color=colour) for colour in _legend_colours(shown)]
-    names = ["important", "unimportant", *(level.name for level in shown)]
-    result.legend([*keys[:2], abstain, *keys[2:]], [*names[:2], "abstain", *names[2:]], loc="outside lower center",
-                  ncols=len(names) + 1, fontsize=8, frameon=False, handlelength=1.0, handleheight=1.0)
+        _legend(result, explanation, shown)
     result.suptitle(title(explanation), fontsize=10)
     return result
 
 
-def _legend_colours(shown: list[Level]) -> list[str]:
-    return [paint.hexadecimal(paint.IMPORTANT), paint.hexadecimal(paint.UNIMPORTANT),
-            *(level.colour for level in shown)]
+def _show(axes: Axes, tile: Picture) -> None:
+    axes.imshow(tile.image, interpolation="auto")
+    axes.set_title(tile.caption.replace(": ", "\n"), fontsize=9)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_edgecolor("#dcdcd6")
+    if tile.plate is not None:
+        bar = axes.inset_axes((0.0, -0.09, 1.0, 0.045))
+        bar.imshow(paint.colour_bar(tile.plate.heat.scale).convert("RGB"), aspect="auto")
+        bar.set_axis_off()
+        for x, text, side in ((0.0, tile.plate.low, "left"), (1.0, tile.plate.high, "right")):
+            axes.text(x, -0.11, text, transform=axes.transAxes, fontsize=7.5, ha=side, va="top")
+
+
+def _draw(axes: Axes, drawn: Chart) -> None:
+    for line in drawn.lines:
+        name = f"{line.name}: {line.value}" if line.value else line.name
+        x, y = zip(*line.points, strict=True)
+        axes.plot(x, y, color=line.colour, linestyle="--" if line.dashed else "-", label=name)
+    if drawn.mark:
+        axes.axvline(drawn.mark, color="#444441", linewidth=0.8, linestyle=":", label=drawn.mark_name or None)
+    axes.set_xlim(0.0, drawn.x_max or 1.0)
+    axes.set_ylim(-0.02, 1.02)
+    axes.set_yticks([value for value, _ in drawn.y_ticks], [text for _, text in drawn.y_ticks], fontsize=7.5)
+    axes.set_title(f"{drawn.title}\n{drawn.y_name}" if not drawn.wide else drawn.y_name, fontsize=9)
+    axes.set_xlabel(drawn.x_name, fontsize=8)
+    axes.tick_params(axis="x", labelsize=7.5)
+    axes.grid(axis="y", color="#dcdcd6", linewidth=0.6)
+    outside: dict[str, Any] = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)} if drawn.wide else {}
+    axes.legend(fontsize=7, frameon=False, **outside)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _legend(result: Figure, explanation: Explanation, shown: Sequence[Level]) -> None:
+    from matplotlib.patches import Patch
+    abstain: dict[str, Any] = {"facecolor": paint.hexadecimal(paint.ABSTAIN_LIGHT), "edgecolor": "#b4b4ae",
+                               "hatch": "//////"}
+    entries = [({"color": paint.hexadecimal(paint.IMPORTANT)}, "important"),
+               ({"color": paint.hexadecimal(paint.UNIMPORTANT)}, "unimportant"), (abstain, "abstain"),
+               *(({"color": colour}, meaning) for colour, meaning in levels.legend(explanation))]
+    result.legend([Patch(**style) for style, _ in entries], [name for _, name in entries],
+                  loc="outside lower center", ncols=min(9, len(entries)), fontsize=8, frameon=False, handlelength=1.0,
+                  handleheight=1.0)
 
 
 def compose(explanation: Explanation, *, side: int = 224) -> Image.Image:
-    """Picture, attribution, certified maps and overlay side by side, with captions and a legend, without matplotlib.
+    """The same as `figure` without matplotlib.
 
     Args:
         explanation: what to show.
         side: pixels of the longer side of each panel.
     """
-    picture, shown = paint.picture(explanation.image), levels(explanation)
-    panels = [("picture", _scale(picture, side)),
-              ("attribution, clean", _scale(paint.heat(explanation.map).image.convert("RGB"), side)),
-              *((level.caption, _on_hatching(level.image, side)) for level in shown)]
-    if shown:
-        panels.append(("certified important", _over(picture, paint.overlay(explanation.certificate.labels), side)))
-    return _sheet(title(explanation), panels, shown, side)
+    legend = [("important", Image.new("RGB", (8, 8), paint.IMPORTANT)),
+              ("unimportant", Image.new("RGB", (8, 8), paint.UNIMPORTANT)), ("abstain", paint.hatched(8, 8)),
+              *((meaning, Image.new("RGB", (8, 8), colour)) for colour, meaning in levels.legend(explanation))]
+    return sheet.compose(title(explanation), layout(explanation, side), legend if levels.levels(explanation) else [],
+                         side)
 
 
 def write_png(explanation: Explanation, path: Path, *, side: int = 224) -> None:
@@ -105,36 +178,6 @@ def write_png(explanation: Explanation, path: Path, *, side: int = 224) -> None:
         compose(explanation, side=side).save(path, "PNG", optimize=True)
     except OSError as error:
         raise disk_error(error, path) from error
-
-
-def _sheet(heading: str, panels: list[tuple[str, Image.Image]], shown: list[Level], side: int) -> Image.Image:
-    size = max(10, round(side / 18))
-    font, gap, line = ImageFont.load_default(size), round(side / 14), round(size * 1.7)
-    tall = max(image.height for _, image in panels)
-    sheet = Image.new("RGB", (gap + (side + gap) * len(panels), 2 * gap + 2 * line + tall + 2 * line), "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.text((gap, gap), heading, "black", font)
-    for i, (caption, image) in enumerate(panels):
-        left, top = gap + i * (side + gap), gap + line + size // 2
-        sheet.paste(image, (left, top))
-        draw.rectangle((left, top, left + image.width - 1, top + image.height - 1), outline="#dcdcd6")
-        draw.text((left, top + tall + size // 2), caption, "#444441", font)
-    if shown:
-        _legend(sheet, shown, (gap, sheet.height - gap - line), size, font)
-    return sheet
-
-
-def _legend(sheet: Image.Image, shown: list[Level], at: tuple[int, int], size: int,
-            font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> None:
-    draw, (x, y) = ImageDraw.Draw(sheet), at
-    names = ["important", "unimportant", *(level.name for level in shown)]
-    swatches = [Image.new("RGB", (size, size), colour) for colour in _legend_colours(shown)]
-    names.insert(2, "abstain")
-    swatches.insert(2, paint.hatched(size, size))
-    for name, swatch in zip(names, swatches, strict=True):
-        sheet.paste(swatch, (x, y + size // 5))
-        draw.text((x + round(size * 1.4), y), name, "#444441", font)
-        x += round(size * 3.0 + draw.textlength(name, font))
 
 
 def _scale(image: Image.Image, side: int) -> Image.Image:

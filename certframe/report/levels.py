@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from certframe.protocols import Explanation
-from certframe.report import paint, slider, text
+from certframe.report import claim, paint, slider, text
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,34 @@ class Level:
 def levels(explanation: Explanation) -> list[Level]:
     """The levels of an explanation's certificate; none when it makes no claim about pixels."""
     labels = explanation.certificate.labels
-    if labels.ndim != 3 or not labels.size:
+    if not claim.about_labels(explanation.certificate):
         return []
-    return [Level(text.level_name(explanation, name), paint.label_map(level), rgb, one, zero, level.size)
-            for name, level, rgb, (one, zero) in zip(explanation.certificate.levels, labels,
+    return [Level(name, paint.label_map(level), rgb, one, zero, level.size)
+            for name, level, rgb, (one, zero) in zip(text.level_names(explanation), labels,
                                                      paint.level_colours(len(labels)), slider.count(labels),
                                                      strict=True)]
+
+
+def overlay(explanation: Explanation) -> Image.Image | None:
+    """The overlay over the grey picture: pixels certified important, or the bands in which pixels certainly are.
+
+    None when there are no labels, or when the map is not laid out as the picture is: one that keeps the channels apart,
+    below each other, is three times as high.
+    """
+    certificate = explanation.certificate
+    if not claim.about_labels(certificate):
+        return None
+    channels, height, width = explanation.image.shape
+    if channels > 1 and certificate.labels.shape[1:] == (channels * height, width):
+        return None
+    return (paint.band_overlay if claim.is_band(certificate) else paint.overlay)(certificate.labels)
+
+
+def legend(explanation: Explanation) -> list[tuple[str, str]]:
+    """Colour and meaning of what the overlay shows."""
+    names, certificate = text.level_names(explanation), explanation.certificate
+    within, outside = paint.level_colours(len(names)), paint.outside_colours(len(names))
+    if not claim.is_band(certificate):
+        return [(paint.hexadecimal(colour), name) for colour, name in zip(within, names, strict=True)]
+    return [*((paint.hexadecimal(colour), f"within {name}") for colour, name in zip(within, names, strict=True)),
+            *((paint.hexadecimal(colour), f"outside {name}") for colour, name in zip(outside, names, strict=True))]

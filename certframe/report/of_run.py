@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from certframe.config import Component, Settings, distinct
+from certframe.config import PLUGIN_DEFAULTS, Component, Settings, distinct
 from certframe.errors import UsageError
 from certframe.registry import default_registry
 from certframe.report.page import Page, Panel, write
 from certframe.store import Run
 from certframe.worker import cells_of, component_key
+
+AGAIN = "certified again"
+"""What the ledger says of certificates made later; why no more copies were drawn is said of the first ones."""
 
 
 def write_report(run: Run, certifier: Component | None = None, path: Path | None = None) -> Path:
@@ -33,10 +36,10 @@ def write_report(run: Run, certifier: Component | None = None, path: Path | None
     if not any((run.path / "ledger").glob("*/*.parquet")):
         raise UsageError(f"{run.path} has no finished image yet: run the same 'certframe run' command again to go on")
     names = " and ".join(dict.fromkeys(c.name for c in run.config.attributor))
+    commands = [command_of(run.config), *([] if own else [certify_command_of(run, shown[0])])]
     write(Page(
-        title=f"Certified explanations by {names}", panels=_panels(run, shown),
-        config=run.config.identity, provenance=run.provenance, failures=run.failures(), command=command_of(run.config)),
-        target)
+        title=f"Certified explanations by {names}", panels=_panels(run, shown), config=run.config.identity,
+        provenance=run.provenance, failures=run.failures(), command="\n".join(filter(None, commands))), target)
     return target
 
 
@@ -44,8 +47,11 @@ def _panels(run: Run, certifiers: list[Component]) -> Iterator[Panel]:
     instances = {component_key(c): (c.build(), name) for c, name in zip(certifiers, distinct(certifiers), strict=True)}
     methods = distinct(run.config.attributor)
     values: dict[tuple[str, str, str], dict[str, float]] = {}
+    stopped: dict[tuple[str, str], str] = {}
     for row in run.table().to_pylist():
         values.setdefault((row["image"], row["cell"], row["certifier"]), {})[row["metric"]] = row["value"]
+        if row["stopped"] != AGAIN:
+            stopped[row["image"], row["cell"]] = row["stopped"]
     for image in run.image_keys():
         record = None
         for cell in cells_of(run.config):
@@ -53,14 +59,23 @@ def _panels(run: Run, certifiers: list[Component]) -> Iterator[Panel]:
                 if (image, cell.key, key) in values:
                     record = record or run.image(image)
                     yield Panel(methods[cell.attributor], cell.sigma, run.explanation(image, cell.key, key, record),
-                                instance, values[image, cell.key, key], proof)
+                                instance, values[image, cell.key, key], proof, stopped.get((image, cell.key), ""))
 
 
 def command_of(config: Any) -> str:
-    """A command line that makes the same run: everything that differs from the defaults, spelt out."""
+    """A command line that makes the same run: everything that differs from the defaults, spelt out.
+
+    Empty when there is none: two plugins of one name with different options are for a file.
+    """
+    chosen = {"attributor": config.attributor, "sparsifier": [config.sparsifier], "certifier": config.certifier,
+              "metric": config.metric}
+    if any(len({c.name for c in components}) < len(components) for components in chosen.values()):
+        return ""
     words = ["certframe", "run", "--model", _reference(config.model), "--data", _reference(config.dataset)]
-    for component in config.attributor:
-        words += ["--attributor", component.name]
+    for kind, components in chosen.items():
+        names = [component.name for component in components]
+        if kind == "attributor" or names != PLUGIN_DEFAULTS[kind]:
+            words += [word for name in names for word in (f"--{kind}", name)]
     for sigma in config.sigma:
         words += ["--sigma", f"{sigma:g}"]
     words += ["--samples", str(config.samples)]
@@ -68,9 +83,15 @@ def command_of(config: Any) -> str:
         value = getattr(config, name)
         if name in ("seed", "limit", "resolution", "autocast") and value != field.default:
             words += [f"--{name}", str(value)]
-    for component in (config.model, config.dataset, *config.attributor, config.sparsifier, *config.certifier):
+    for component in (config.model, config.dataset, *config.attributor, config.sparsifier, *config.certifier,
+                      *config.metric):
         words += _options(component)
     return shlex.join(words)
+
+
+def certify_command_of(run: Run, certifier: Component) -> str:
+    """The command line that makes these certificates from the run."""
+    return shlex.join(["certframe", "certify", str(run.path), "--certifier", certifier.name, *_options(certifier)])
 
 
 def _reference(component: Component) -> str:

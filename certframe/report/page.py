@@ -20,34 +20,12 @@ from typing import IO, Any
 from markupsafe import Markup
 
 from certframe.files import disk_error
-from certframe.protocols import Certifier, Explanation
-from certframe.report import paint, slider, text
-from certframe.report.levels import Level, levels
+from certframe.report import chart, claim, levels, paint, plates, slider, text
+from certframe.report.levels import Level
 from certframe.report.templates import environment, source
+from certframe.report.totals import Panel, Row, Totals, metrics_of
 
 __all__ = ["Page", "Panel", "render", "write"]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One attribution method at one σ on one image.
-
-    Attributes:
-        method: what to call the attributor; panels with one method, σ and proof make one row of the table.
-        sigma: standard deviation of the noise in pixel units.
-        explanation: what was found.
-        certifier: the instance that made the certificate; with ``evidence`` and ``vote_thresholds`` the panel follows
-            the slider, without them it shows the certificate as it is.
-        metrics: name → value.
-        proof: what to call the certifier; its name when empty.
-    """
-
-    method: str
-    sigma: float
-    explanation: Explanation
-    certifier: Certifier
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    proof: str = ""
 
 
 @dataclass(frozen=True)
@@ -56,7 +34,8 @@ class Page:
 
     Attributes:
         title: the heading.
-        panels: grouped by image; gone through once, so a generator that loads one panel at a time will do.
+        panels: grouped by image, and for an image by method and σ; gone through once, so a generator that loads one
+            panel at a time will do.
         config: the resolved configuration, nested as one likes.
         provenance: versions, plugins, hashes.
         failures: mappings with ``name`` (of an image) and ``reason``, and ``method`` when it was one method.
@@ -69,58 +48,6 @@ class Page:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     failures: Sequence[Mapping[str, Any]] = ()
     command: str = ""
-
-
-@dataclass
-class _Row:
-    """The aggregates of one method, σ and certifier over the images."""
-
-    key: int
-    method: str
-    sigma: float
-    certifier: str
-    radius: float
-    live: bool
-    images: int = 0
-    shares: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
-    metrics: dict[str, list[float]] = field(default_factory=dict)
-
-    def certified(self, level: str) -> list[float]:
-        """The share of certified pixels of each image."""
-        return [one + zero for one, zero in self.shares[level]]
-
-    def important(self, level: str) -> list[float]:
-        """The share of pixels certified important of each image."""
-        return [one for one, _ in self.shares[level]]
-
-
-@dataclass
-class _Totals:
-    """What the head of the page has to know, gathered while the panels go by."""
-
-    rows: dict[tuple[str, float, str], _Row] = field(default_factory=dict)
-    images: list[str] = field(default_factory=list)
-    levels: dict[str, None] = field(default_factory=dict)
-    taus: set[float] = field(default_factory=set)
-    own_taus: list[float] = field(default_factory=list)
-    panels: int = 0
-
-    def add(self, panel: Panel, shown: Sequence[Level], data: slider.Slider | None) -> _Row:
-        """Count the panel in, and give back its row of the table."""
-        certificate = panel.explanation.certificate
-        name = (panel.method, panel.sigma, panel.proof or certificate.certifier)
-        row = self.rows.setdefault(name, _Row(len(self.rows), *name, certificate.radius, data is not None))
-        row.images += 1
-        for level in shown:
-            self.levels.setdefault(level.name)
-            row.shares.setdefault(level.name, []).append((level.one, level.zero))
-        for metric, value in panel.metrics.items():
-            row.metrics.setdefault(metric, []).append(float(value))
-        if data is not None:
-            self.taus.update(data.taus)
-            self.own_taus.append(data.taus[data.own])
-        self.panels += 1
-        return row
 
 
 def render(page: Page) -> str:
@@ -158,16 +85,23 @@ def _generate(page: Page) -> Iterator[str]:
         yield from environment().get_template("page.html").generate(**_head(page, totals), sections=_chunks(spool))
 
 
-def _spool(panels: Iterable[Panel], spool: IO[str]) -> _Totals:
-    totals, template, name = _Totals(), environment().get_template("panel.html"), None
+def _spool(panels: Iterable[Panel], spool: IO[str]) -> Totals:
+    totals, template, image, group = Totals(), environment().get_template("panel.html"), None, None
+    codes: dict[str, int] = {}
     for panel in panels:
-        opens = panel.explanation.name != name
-        if opens:
-            spool.write("</section>\n" if totals.images else "")
-            name = panel.explanation.name
-            totals.images.append(name)
-        spool.writelines(template.generate(**_panel(panel, totals), opens=opens, image=len(totals.images)))
-    spool.write("</section>\n" if totals.images else "")
+        opens_image = panel.explanation.name != image
+        opens_group = opens_image or (panel.method, panel.sigma) != group
+        if opens_group:
+            spool.write("</div></div></div>\n" if totals.panels else "")
+            group = (panel.method, panel.sigma)
+            codes = {}
+        if opens_image:
+            spool.write("</section>\n" if totals.panels else "")
+            image = panel.explanation.name
+            totals.images.append(image)
+        spool.writelines(template.generate(**_panel(panel, totals, codes), opens_image=opens_image,
+                                           opens_group=opens_group, image=len(totals.images)))
+    spool.write("</div></div></div>\n</section>\n" if totals.panels else "")
     return totals
 
 
@@ -176,56 +110,76 @@ def _chunks(spool: IO[str]) -> Iterator[Markup]:
         yield Markup(chunk)
 
 
-def _panel(panel: Panel, totals: _Totals) -> dict[str, Any]:
-    """What panel.html shows; also adds the panel to the totals."""
+def _panel(panel: Panel, totals: Totals, codes: dict[str, int]) -> dict[str, Any]:
+    """What panel.html shows; also adds the panel to the totals and its codes to those of its group."""
     explanation = panel.explanation
-    data = slider.make(panel.certifier, explanation.certificate, explanation.tally)
-    shown = levels(explanation)
+    certificate, names = explanation.certificate, text.level_names(explanation)
+    data = slider.make(panel.certifier, certificate, explanation.tally)
+    shown = levels.levels(explanation)
     row = totals.add(panel, shown, data)
+    known = data is not None and data.codes in codes
+    source = None if data is None else codes.setdefault(data.codes, totals.panels)
+    drawn = chart.charts(explanation, panel.certifier)
     return {
-        "panel": panel, "explanation": explanation, "certificate": explanation.certificate, "row": row,
+        "panel": panel, "explanation": explanation, "certificate": certificate, "row": row,
+        "metrics": metrics_of(panel),
         "number": totals.panels, "picture": paint.picture(explanation.image), "heat": paint.heat(explanation.map),
-        "shape": explanation.certificate.labels.shape[1:] if shown else (1, 1), "levels": shown,
-        "overlay": paint.overlay(explanation.certificate.labels) if shown else None,
-        "votes": data and data.votes, "needed": data and _needed(data, shown, explanation.certificate.samples),
+        "shape": certificate.labels.shape[1:] if shown else (1, 1), "levels": shown, "names": names,
+        "overlay": levels.overlay(explanation), "legend": levels.legend(explanation),
+        "is_band": claim.is_band(certificate), "all_radii": claim.all_radii(certificate),
+        "bands": claim.bands(certificate, names) if claim.is_band(certificate) else (),
+        "reach": claim.reach(certificate), "badge": claim.badge(explanation), "validity": claim.validity(certificate),
+        "planned": int(certificate.arrays["looks"][-1]) if "looks" in certificate.arrays else None,
+        "rows_of_plates": plates.rows(explanation), "charts": drawn,
+        "live": data is not None, "codes": None if known or data is None else data.codes, "source": source,
+        "needed": data and _needed(data, shown, certificate.samples),
         "data": _script_data(panel, row, data, shown),
     }
 
 
 def _needed(data: slider.Slider, shown: Sequence[Level], samples: int) -> list[str]:
+    if not data.thresholds:
+        return []
     return [text.votes_needed(threshold, samples, certified_all=level.ones + level.zeros == level.pixels)
             for threshold, level in zip(data.thresholds[data.own], shown, strict=True)]
 
 
-def _script_data(panel: Panel, row: _Row, data: slider.Slider | None, shown: Sequence[Level]) -> dict[str, Any]:
-    """What page.js knows about a panel, besides the votes."""
+def _script_data(panel: Panel, row: Row, data: slider.Slider | None, shown: Sequence[Level]) -> dict[str, Any]:
+    """What page.js knows about a panel, besides the codes."""
     certificate = panel.explanation.certificate
-    fixed = {"row": row.key, "names": [level.name for level in shown], "colours": [level.rgb for level in shown],
+    fixed = {"row": row.key, "method": row.method, "sigma": panel.sigma, "certifier": row.certifier,
+             "names": [level.name for level in shown], "colours": [level.rgb for level in shown],
              "shape": [len(shown), *(certificate.labels.shape[1:] if shown else (1, 1))],
-             "samples": certificate.samples, "sigma": panel.sigma}
+             "samples": certificate.samples, "anyRadius": claim.all_radii(certificate),
+             "outside": paint.outside_colours(len(shown)) if claim.is_band(certificate) else None}
     if data is None:
         areas = [[(level.ones, level.zeros) for level in shown]]
-        return {**fixed, "own": 0, "taus": [], "radii": [certificate.radius], "thresholds": [], "areas": areas}
-    return {**fixed, "own": data.own, "taus": data.taus, "radii": data.radii, "thresholds": data.thresholds,
-            "areas": data.areas, "width": data.width}
+        return {**fixed, "own": 0, "taus": [], "radii": [certificate.radius], "areas": areas}
+    return {**fixed, "own": data.own, "taus": data.taus, "radii": data.radii, "areas": data.areas, "width": data.width,
+            "thresholds": data.thresholds, "table": data.table, "classes": data.classes, "voteRadii": data.vote_radii}
 
 
-def _head(page: Page, totals: _Totals) -> dict[str, Any]:
+def _head(page: Page, totals: Totals) -> dict[str, Any]:
     style = environment().get_template("page.css").render(
         important=paint.hexadecimal(paint.IMPORTANT), unimportant=paint.hexadecimal(paint.UNIMPORTANT),
         opacity=paint.OVERLAY_OPACITY, grey=paint.GREY_OPACITY)
     script = source("page.js")
     rows = list(totals.rows.values())
+    live = [row for row in rows if row.live]
     return {
         "page": page, "totals": totals, "rows": rows, "style": Markup(style), "script": Markup(script),
         "policy": "; ".join([
             "default-src 'none'", "img-src data:", f"style-src '{_digest(style)}'", f"script-src '{_digest(script)}'",
             "base-uri 'none'", "form-action 'none'"]),
         "settings": {"important": paint.IMPORTANT, "unimportant": paint.UNIMPORTANT, "taus": sorted(totals.taus),
-                     "own": totals.own_taus[0] if totals.own_taus else None},
-        "sigmas": sorted({row.sigma for row in rows if row.live}),
+                     "own": totals.own_taus[0] if totals.own_taus else min(totals.taus, default=None)},
+        "labelled": [row for row in rows if row.shares],
+        "sigmas": sorted({row.sigma for row in live}),
+        "one_radius": list(dict.fromkeys(row.certifier for row in live if not row.any_radius)),
+        "any_radius": list(dict.fromkeys(row.certifier for row in live if row.any_radius)),
         "metrics": list(dict.fromkeys(name for row in rows for name in row.metrics)),
-        "certifiers": {row.certifier for row in rows},
+        "cells": list(dict.fromkeys((row.method, row.sigma) for row in rows)),
+        "certifiers": list(dict.fromkeys(row.certifier for row in rows)),
     }
 
 

@@ -32,19 +32,21 @@ GREY_OPACITY = 0.7
 
 @dataclass(frozen=True)
 class Heat:
-    """An attribution map as a picture, with the values at the ends of its colour bar.
+    """A map of numbers as a picture, with the values at the ends of its colour bar.
 
     Attributes:
-        image: palette image (h,w).
+        image: palette image (h,w); where there is no number it is transparent.
         low: value of the first colour.
         high: value of the last colour.
         clipped: whether some values lie beyond `high` (or below `low`): a few extreme pixels do not hide the rest.
+        scale: name of the colour scale, see `colour_bar`.
     """
 
     image: Image.Image
     low: float
     high: float
-    clipped: bool
+    clipped: bool = False
+    scale: str = "one-sided"
 
 
 def picture(image: Tensor | np.ndarray) -> Image.Image:
@@ -69,12 +71,38 @@ def heat(values: Tensor | np.ndarray) -> Heat:
     span = high - low
     scaled = (array - low) / span if span > 0.0 else np.zeros_like(array)
     index = np.rint(np.clip(scaled, 0.0, 1.0) * 255.0).astype(np.uint8)
-    return Heat(_indexed(index, two_sided() if signed else one_sided()), low, high, clipped=top > high)
+    scale = "two-sided" if signed else "one-sided"
+    return Heat(_indexed(index, colours(scale)), low, high, clipped=top > high, scale=scale)
 
 
-def colour_bar(signed: bool) -> Image.Image:
+def measure(values: np.ndarray, low: float, high: float, scale: str = "measure", *, logarithmic: bool = False) -> Heat:
+    """(h,w) values between `low` and `high` → colours; NaN and infinite values are transparent.
+
+    Other colours than those of an attribution: what is measured here is proven.
+    """
+    known = np.isfinite(values)
+    array, ends = np.where(known, values, low).astype(np.float64), (float(low), float(high))
+    if logarithmic:
+        array, ends = np.log(array), (float(np.log(low)), float(np.log(high)))
+    span = ends[1] - ends[0]
+    scaled = (array - ends[0]) / span if span > 0.0 else np.ones_like(array)
+    index = 1 + np.rint(np.clip(scaled, 0.0, 1.0) * 254.0).astype(np.uint8)
+    # One index is for "no number", so the palette has a colour less.
+    palette = colours(scale)[np.rint(np.linspace(0, 255, 255)).astype(int)]
+    return Heat(_indexed(np.where(known, index, 0).astype(np.uint8), np.concatenate([[(0, 0, 0)], palette]),
+                         transparent=0), float(low), float(high), scale=scale)
+
+
+def colours(scale: str) -> np.ndarray:
+    """(256,3) uint8, lowest value first, of the scale ``one-sided``, ``two-sided``, ``measure`` or ``rank``."""
+    if scale == "rank":
+        return measured()[::-1]
+    return {"one-sided": one_sided, "two-sided": two_sided, "measure": measured}[scale]()
+
+
+def colour_bar(scale: str) -> Image.Image:
     """256×1 image of the scale, lowest value first."""
-    return _indexed(np.arange(256, dtype=np.uint8)[None], two_sided() if signed else one_sided())
+    return _indexed(np.arange(256, dtype=np.uint8)[None], colours(scale))
 
 
 def label_map(labels: np.ndarray) -> Image.Image:
@@ -93,6 +121,29 @@ def overlay(labels: np.ndarray) -> Image.Image:
     for level, mask in enumerate(labels == 1):
         deepest[mask] = level + 1
     return _indexed(deepest, np.array([(0, 0, 0), *level_colours(len(labels))], np.uint8), transparent=0)
+
+
+def band_overlay(labels: np.ndarray) -> Image.Image:
+    """(L,h,w) labels of nested levels → palette image of where each pixel certainly is.
+
+    A pixel that is certainly within some levels has the colour of the smallest of them, else one that is certainly
+    outside some has the cold colour of the largest of those; the others are transparent.
+    """
+    levels = len(labels)
+    place = np.zeros(labels.shape[1:], np.uint8)
+    for level in reversed(range(levels)):
+        place[labels[level] == 0] = levels + 1 + level
+    for level in range(levels):
+        place[labels[level] == 1] = level + 1
+    return _indexed(place, np.array([(0, 0, 0), *level_colours(levels), *outside_colours(levels)], np.uint8),
+                    transparent=0)
+
+
+def outside_colours(levels: int) -> list[Colour]:
+    """One cold colour per level, for what is certainly outside it: dark blue for the largest level, then paler."""
+    t = np.linspace(0.0, 1.0, levels) if levels > 1 else np.zeros(1)
+    rgb = _oklch(0.45 + 0.42 * t, 0.11 - 0.06 * t, np.full(levels, 255.0))
+    return [(int(r), int(g), int(b)) for r, g, b in rgb]
 
 
 def level_colours(levels: int) -> list[Colour]:
@@ -146,6 +197,21 @@ def two_sided() -> np.ndarray:
     """(256,3) uint8 from blue over near-white to red, symmetric in perceptual lightness."""
     t = np.linspace(-1.0, 1.0, 256)
     return _oklch(0.97 - 0.52 * np.abs(t), 0.165 * np.abs(t), np.where(t < 0.0, 255.0, 38.0))
+
+
+def measured() -> np.ndarray:
+    """(256,3) uint8 from dark blue over green to pale yellow, with perceptual lightness that grows linearly."""
+    t = np.linspace(0.0, 1.0, 256)
+    return _oklch(0.27 + 0.68 * t, 0.07 + 0.035 * np.sin(np.pi * t**1.6) + 0.02 * t, 282.0 - 176.0 * t)
+
+
+def line_colours(lines: int) -> list[Colour]:
+    """Colours of the lines of a chart, told apart with any colour vision, on a light or a dark ground.
+
+    Source: Okabe and Ito, *Color Universal Design*, 2008.
+    """
+    chosen: list[Colour] = [(213, 94, 0), (0, 128, 200), (0, 158, 115), (204, 121, 167), (190, 155, 0), (86, 180, 233)]
+    return [chosen[i % len(chosen)] for i in range(lines)]
 
 
 def _oklch(lightness: np.ndarray, chroma: np.ndarray, hue: np.ndarray) -> np.ndarray:

@@ -47,16 +47,42 @@ def percent_error(values: Sequence[float]) -> str:
     return percent(mean) if error is None else f"{percent(mean)[:-2]} ± {percent(error)}"
 
 
+def radius_error(values: Sequence[float]) -> str:
+    """Mean ± standard error of radii in pixel units: ``0.0931 ± 0.0021``."""
+    return " ± ".join(f"{math.floor(value * 1e4 + 0.5) / 1e4:.4f}" for value in mean_error(values) if value is not None)
+
+
+def quantity_error(values: Sequence[float], unit: str) -> str:
+    """Mean ± standard error of what is there, in the unit ``share``, ``radius`` or ``number``; NaN are left out."""
+    there = [value for value in values if not math.isnan(value)]
+    write = {"share": percent_error, "radius": radius_error, "number": number_error}[unit]
+    return write(there) if there else "–"
+
+
 def number_error(values: Sequence[float]) -> str:
     """Mean ± standard error of any numbers, to four significant digits."""
     mean, error = mean_error(values)
-    return f"{mean:.4g}" if error is None else f"{mean:.4g} ± {error:.2g}"
+    return f"{mean:.4g}" if error is None else f"{mean:.4g} ± {float(f'{error:.2g}'):g}"
 
 
-def level_name(explanation: Explanation, level: str) -> str:
-    """``top 25 %`` for a level of a top-k sparsifier, ``level 0.5`` for others."""
-    sparsifier = str(getattr(explanation.tally, "identity", {}).get("sparsifier", "")).split(" ")[0]
-    return f"top {level} %" if sparsifier.rsplit("/")[-1] == "top-k" else f"level {level}"
+def level_name(level: str, sparsifier: str) -> str:
+    """What to call a level of a sparsifier, given as its fingerprint: ``top 25 %``, ``score > 0.5``, ``scaled``."""
+    kind, _, options = sparsifier.partition(" ")
+    name = kind.rsplit("/")[-1]
+    if name == "top-k":
+        return f"top {level} %"
+    if name == "sparsified":
+        return f"top {100 * float(level):.6g} %"
+    if name == "threshold":
+        relative = '"relative": true' in options
+        return f"score > {level} of the maximum" if relative else f"score > {level}"
+    return level if level.isalpha() else f"level {level}"
+
+
+def level_names(explanation: Explanation) -> list[str]:
+    """What to call the levels of an explanation's certificate."""
+    sparsifier = str(getattr(explanation.tally, "identity", {}).get("sparsifier", ""))
+    return [level_name(level, sparsifier) for level in explanation.certificate.levels]
 
 
 def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 
-from certframe.report import paint, slider, text
+from certframe.report import claim, paint, slider, text
 from certframe.report.page import Page, write
 
 READ = """() => [...document.querySelectorAll(".panel")].map(panel => ({
-  tau: panel.querySelector(".tau")?.textContent, radius: panel.querySelector(".radius").textContent,
+  tau: panel.querySelector(".tau")?.textContent, radius: panel.querySelector(".radius")?.textContent,
   moved: !panel.querySelector(".moved").hidden,
   maps: [...panel.querySelectorAll(".map")].map(map => {
     const canvas = document.createElement("canvas");
@@ -97,14 +99,14 @@ def overlay_of(shown: dict) -> np.ndarray:
     return np.where(rgba[..., 3:] > 0, rgba, 0)
 
 
-def check(shown: dict, labels: np.ndarray) -> None:
+def check(shown: dict, labels: np.ndarray, overlay=paint.overlay) -> None:
     """The maps, the overlay, the written shares and the bars are those of the labels."""
     for level, expected in enumerate(labels):
         np.testing.assert_array_equal(labels_of(shown["maps"][level]), expected)
         one, zero = float((expected == 1).mean()), float((expected == 0).mean())
         assert shown["rates"][level][:3] == [text.percent(one + zero), text.percent(one), text.percent(zero)]
         assert shown["bars"][2 * level: 2 * level + 2] == [one, zero]
-    expected_overlay = np.asarray(paint.overlay(labels).convert("RGBA"))
+    expected_overlay = np.asarray(overlay(labels).convert("RGBA"))
     np.testing.assert_array_equal(overlay_of(shown["maps"][-1]),
                                   np.where(expected_overlay[..., 3:] > 0, expected_overlay, 0))
 
@@ -235,11 +237,13 @@ def test_certificates_without_evidence_stay_as_they_are(view, panel, fixed_panel
 
 def test_the_filter_shows_one_row(view, panel):
     viewer = view(Page("A", [panel(), panel(method="rise"), panel("b")]))
-    viewer.page.select_option("#row", label="rise, σ = 0.15")
+    viewer.page.select_option("#cell", label="rise, σ = 0.15")
     visible = "[...document.querySelectorAll('.panel')].map(panel => panel.offsetHeight > 0)"
     assert viewer.page.evaluate(visible) == [False, True, False]
     assert viewer.page.evaluate("document.querySelector('#panel-2 .picture').getBoundingClientRect().width") > 50
-    viewer.page.select_option("#row", label="all")
+    headings = "[...document.querySelectorAll('.cell h3')].filter(h => h.offsetHeight > 0).map(h => h.textContent)"
+    assert [text.split()[0] for text in viewer.page.evaluate(headings)] == ["rise"]
+    viewer.page.select_option("#cell", label="all methods")
     assert viewer.page.evaluate(visible) == [True, True, True]
 
 
@@ -274,3 +278,179 @@ def test_every_control_and_picture_has_a_name(view, panel):
                              element.labels?.[0]?.textContent || element.textContent.trim()))
         .map(element => element.outerHTML.slice(0, 80))"""
     assert viewer.page.evaluate(nameless) == []
+
+
+def at_tau(example, tau: float) -> np.ndarray:
+    """The labels at τ of the slider by certifying again, or of the certificate within that radius."""
+    certificate, tally = example.explanation.certificate, example.explanation.tally
+    data = slider.make(example.certifier, certificate, tally)
+    at = max((i for i, value in enumerate(data.taus) if value <= tau), default=0)
+    if claim.all_radii(certificate):
+        return np.where(certificate.arrays["radius"] >= data.radii[at], certificate.labels, -1)
+    cls = type(example.certifier)
+    return cls(cls.Options(**{**certificate.options, "tau": data.taus[at]})).certify(tally).labels
+
+
+KINDS = ("pixel", "adaptive", "radius", "importance-band", "class", "class+radius", "class+adaptive", "top-k-overlap",
+         "certified-rank", "quantile", "real overlap", "real rank")
+LIVE = ("pixel", "adaptive", "radius", "importance-band", "class", "class+radius", "class+adaptive")
+
+
+def test_every_kind_of_certificate_is_shown_and_follows_the_slider(view, every):
+    examples = [every(kind) for kind in LIVE]
+    viewer = view(Page("A", examples))
+    for tau in (None, 0.5, 0.6, 0.77, 0.9, 0.99, 0.8):
+        if tau is not None:
+            viewer.page.evaluate(MOVE, tau)
+            viewer.page.wait_for_function("""tau => [...document.querySelectorAll(".panel")].every(panel => {
+                const shown = panel.querySelector(".tau");
+                return !shown || Number(shown.textContent) > tau - 0.05 && Number(shown.textContent) <= tau; })""",
+                                          arg=tau)
+            viewer.page.wait_for_timeout(100)
+        for shown, example in zip(viewer.read(), examples, strict=True):
+            band = claim.is_band(example.explanation.certificate)
+            labels = example.explanation.certificate.labels if tau is None else at_tau(example, tau)
+            check(shown, labels, paint.band_overlay if band else paint.overlay)
+
+
+def test_any_radius_is_read_off_a_radius_certificate(view, every):
+    example = every("radius")
+    viewer = view(Page("A", [example]))
+    panel = viewer.page.locator(".panel")
+    assert "All radii hold at once" in panel.inner_text()
+    assert "chosen beforehand" not in viewer.page.inner_text("body")
+    assert panel.locator("h5 .radius").inner_text() == "within each pixel’s own radius"
+    viewer.page.evaluate(MOVE, 0.8)
+    radius = 0.15 * NormalDist().inv_cdf(0.8)
+    expected = f"at R = {text.radius(radius)}"
+    viewer.page.wait_for_function("text => document.querySelector('h5 .radius').textContent === text", arg=expected)
+    assert "proven, together with every other position" in panel.locator(".moved").inner_text()
+    mark, axes = panel.locator(".mark.follows"), panel.locator(".axes").first
+    left, unit = (float(axes.get_attribute(f"data-{name}")) for name in ("left", "unit"))
+    assert float(mark.get_attribute("x1")) == pytest.approx(left + unit * radius, abs=0.02)
+    viewer.page.click("#reset")
+    viewer.page.wait_for_function("() => document.querySelector('.moved').hidden")
+    assert panel.locator("h5 .radius").inner_text() == "within each pixel’s own radius"
+    check(viewer.read()[0], example.explanation.certificate.labels)
+
+
+def test_the_caution_names_those_for_which_tau_is_chosen_beforehand(view, every):
+    viewer = view(Page("A", [every("pixel"), every("radius"), every("importance-band")]))
+    note = viewer.page.locator(".summary .note").nth(1).inner_text()
+    assert "The confidence of pixel, importance-band holds for one τ chosen beforehand" in note
+    assert "By radius all positions of the slider are proven at once" in note
+
+
+def test_the_class_follows_the_slider(view, panel, certifier, tally):
+    votes = 93
+    example = panel(certifier=certifier("class"), tally=tally(right=votes))
+    viewer = view(Page("A", [example]))
+    badge = viewer.page.locator(".badge")
+    seen = set()
+    for tau in (0.5, 0.6, 0.7, 0.75, 0.8, 0.9, 0.99):
+        viewer.move(tau)
+        cls = type(example.certifier)
+        other = cls(cls.Options(tau=tau)).certify(example.explanation.tally)
+        verdict = "class certified" if other.arrays["class"][2] else "class not certified"
+        assert badge.locator(".verdict").inner_text() == verdict
+        assert badge.locator(".class-detail").inner_text() == f"{votes} of 100 votes, R = {text.radius(other.radius)}"
+        seen.add(verdict)
+    assert len(seen) == 2
+
+
+def test_a_pixel_is_read_by_pointing_at_it(view, every):
+    for kind in ("pixel", "radius", "importance-band", "adaptive"):
+        example = every(kind)
+        certificate, tally = example.explanation.certificate, example.explanation.tally
+        viewer = view(Page("A", [example]))
+        frame = viewer.page.locator(".panel .level .frame").first
+        frame.scroll_into_view_if_needed()
+        box = frame.bounding_box()
+        for x, y in ((3, 2), (15, 11), (0, 0)):
+            viewer.page.mouse.move(box["x"] + (x + 0.5) / 16 * box["width"], box["y"] + (y + 0.5) / 12 * box["height"])
+            viewer.page.wait_for_function("start => document.querySelector('.readout').textContent.startsWith(start)",
+                                          arg=f"Pixel {x}, {y}. ")
+            line = viewer.page.inner_text(".readout")
+            for level, name in enumerate(("top 50 %", "top 25 %", "top 5 %")):
+                label = int(certificate.labels[level, y, x])
+                expected = f"{name}: {({1: 'important', 0: 'unimportant', -1: 'abstains'})[label]}"
+                if kind != "adaptive":
+                    count = int(tally.counts[level, y, x])
+                    votes = f"important in {count}" if 2 * count > 100 else f"unimportant in {100 - count}"
+                    expected += f", {votes} of 100"
+                assert expected in line
+                if kind == "radius" and label >= 0:
+                    assert text.radius(float(certificate.arrays["radius"][level, y, x])) in line
+            if kind == "importance-band":
+                names = text.level_names(example.explanation)
+                inner, outer = (int(certificate.arrays[name][y, x]) for name in ("inner", "outer"))
+                assert claim.band_text(inner, outer, names) in line
+        viewer.page.mouse.move(2, 2)
+        viewer.page.wait_for_function("() => !document.querySelector('.readout').textContent.startsWith('Pixel 0')")
+
+
+def test_the_overlap_curve_is_a_table_too(view, every):
+    for kind in ("top-k-overlap", "real overlap"):
+        example = every(kind)
+        arrays = example.explanation.certificate.arrays
+        viewer = view(Page("A", [example]))
+        assert viewer.page.locator(".roomy svg.axes path.line").count() == arrays["overlap"].shape[0] * len(arrays["k"])
+        viewer.page.click("details:has(.curve) summary")
+        rows = viewer.page.evaluate("[...document.querySelectorAll('.curve tbody tr')].map(row => "
+                                    "[...row.children].map(cell => cell.textContent))")
+        flat = arrays["overlap"].reshape(-1, len(arrays["rho"]))
+        assert rows == [[text.radius(float(rho)), *(text.percent(float(v)) for v in flat[:, i])]
+                        for i, rho in enumerate(arrays["rho"])]
+        assert viewer.page.locator(".curve .marked th").inner_text() == text.radius(0.03)
+
+
+def test_no_slider_where_nothing_depends_on_tau(view, every):
+    viewer = view(Page("A", [every(kind) for kind in ("top-k-overlap", "certified-rank", "quantile", "real rank")]))
+    assert viewer.page.locator("#tau").count() == 0
+    assert viewer.page.locator(".level").count() == 0
+    assert viewer.page.locator(".readout").count() == 0
+    assert "abstain" not in viewer.page.inner_text(".toolbar")
+
+
+def test_certificates_of_one_map_stand_together(view, every):
+    examples = [every(kind, name) for name in "ab" for kind in KINDS]
+    examples += [replace(every("pixel", "b"), method="rise")]
+    viewer = view(Page("A", examples))
+    groups = viewer.page.evaluate("[...document.querySelectorAll('.cell')].map(cell => "
+                                  "[cell.querySelectorAll('.panel').length, cell.querySelectorAll('.subject').length])")
+    assert groups == [[len(KINDS), 1], [len(KINDS), 1], [1, 1]]
+    viewer.page.select_option("#certifier", label="radius")
+    visible = viewer.page.evaluate("[...document.querySelectorAll('.panel')].filter(p => p.offsetHeight > 0).length")
+    assert visible == 2
+    assert viewer.page.evaluate("[...document.querySelectorAll('.cell')].map(cell => cell.offsetHeight > 0)") == \
+        [True, True, False]
+
+
+@pytest.mark.parametrize("width", [1280, 900, 390, 320])
+def test_no_kind_of_certificate_sticks_out_of_the_window(view, every, width):
+    viewer = view(Page("A", [every(kind) for kind in KINDS]), viewport={"width": width, "height": 800})
+    assert viewer.page.evaluate("document.documentElement.scrollWidth") <= width
+    outside = """() => [...document.querySelectorAll("svg.axes")].flatMap(svg => {
+      const box = svg.getBoundingClientRect();
+      return [...svg.querySelectorAll("path, text")].map(part => part.getBoundingClientRect())
+        .filter(part => part.left < box.left - 2 || part.right > box.right + 2 || part.top < box.top - 2
+                || part.bottom > box.bottom + 2).map(part => [part.left - box.left, part.right - box.right]); })"""
+    assert viewer.page.evaluate(outside) == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_of_charts_is_readable(view, every, scheme):
+    viewer = view(Page("A", [every(kind) for kind in KINDS]), color_scheme=scheme)
+    contrast = """() => {
+      const light = colour => {
+        const [r, g, b] = colour.match(/[0-9.]+/g).slice(0, 3).map(v => v / 255)
+          .map(v => v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+      };
+      const paper = light(getComputedStyle(document.body).backgroundColor);
+      return [...document.querySelectorAll("svg.axes text, svg.axes path.line, .facts, figcaption, h5")].map(part => {
+        const style = getComputedStyle(part);
+        const ink = light(part.matches("path") ? style.stroke : part.matches("text") ? style.fill : style.color);
+        return [part.matches("path") ? 2.2 : 4.5, (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05)];
+      }).filter(([wanted, found]) => found < wanted); }"""
+    assert viewer.page.evaluate(contrast) == []

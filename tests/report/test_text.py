@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 import statistics
 from types import SimpleNamespace
 
@@ -34,11 +35,22 @@ def test_votes_needed():
     assert text.votes_needed(51, 100, certified_all=True) == "nothing abstains"
 
 
-@pytest.mark.parametrize(("sparsifier", "name"), [
-    ('certframe/top-k {"k": [50]}', "top 50 %"), ("certframe/threshold {}", "level 50"), (None, "level 50")])
-def test_levels_are_percentages_only_for_top_k(sparsifier, name):
-    explanation = SimpleNamespace(tally=SimpleNamespace(identity={"sparsifier": sparsifier} if sparsifier else {}))
-    assert text.level_name(explanation, "50") == name
+@pytest.mark.parametrize(("sparsifier", "level", "name"), [
+    ('certframe/top-k {"k": [50]}', "50", "top 50 %"), ('certframe/sparsified {"tau": [0.07]}', "0.07", "top 7 %"),
+    ('certframe/threshold {"relative": false}', "0.5", "score > 0.5"),
+    ('certframe/threshold {"relative": true}', "0.5", "score > 0.5 of the maximum"),
+    ("certframe/scaled {}", "scaled", "scaled"), ("somebody/else {}", "50", "level 50"), ("", "50", "level 50")])
+def test_levels_are_named_as_their_sparsifier_means_them(sparsifier, level, name):
+    assert text.level_name(level, sparsifier) == name
+    certificate, tally = SimpleNamespace(levels=(level,)), SimpleNamespace(identity={"sparsifier": sparsifier})
+    assert text.level_names(SimpleNamespace(certificate=certificate, tally=tally)) == [name]
+
+
+def test_quantities_leave_out_what_is_not_there():
+    assert text.quantity_error([0.25, math.nan], "share") == "25.0 %"
+    assert text.quantity_error([0.1, 0.2], "radius") == "0.1500 ± 0.0500"
+    assert text.quantity_error([300, 500], "number") == "400 ± 100"
+    assert text.quantity_error([math.nan], "radius") == "–"
 
 
 def test_flatten_gives_dotted_keys():

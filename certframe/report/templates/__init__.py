@@ -17,9 +17,10 @@ def environment() -> Environment:
                          trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
     result.filters |= {
         "percent": text.percent, "percent_error": text.percent_error, "number_error": text.number_error,
-        "radius": text.radius, "plain": text.plain, "flatten": text.flatten, "data_uri": paint.data_uri,
+        "quantity_error": text.quantity_error, "radius": text.radius, "plain": text.plain, "flatten": text.flatten,
+        "data_uri": paint.data_uri,
     }
-    result.globals["colour_bar"] = cache(lambda signed: paint.data_uri(paint.colour_bar(signed)))
+    result.globals["colour_bar"] = cache(lambda scale: paint.data_uri(paint.colour_bar(scale)))
     return result
 
 
