@@ -53,6 +53,7 @@ class _Recomputer:
         self.means, self.run, self.config = means, means.run, means.run.config
         self.files, self.tallies, self.certificates, self.metrics = Findings(), Findings(), Findings(), Findings()
         self.certifiers = {component_key(c): means.built(c) for c in self.config.certifier}
+        self.own = frozenset(self.certifiers)
         self.measures = [(c, means.built(c)) for c in self.config.metric]
         self.expected = self._expected()
 
@@ -90,6 +91,9 @@ class _Recomputer:
                 self.files.findings.append(f"ledger/{part.name}: its rows are about something else")
             elif cell not in self.means.specs:
                 self.files.findings.append(f"ledger/{part.name}: the run has no such method and noise level")
+            elif certifier not in self.own and rows[0]["stopped"] != AGAIN:
+                self.files.findings.append(f"ledger/{part.name}: the run has no such certifier, and the part is not "
+                                           f"marked as '{AGAIN}'")
             else:
                 yield part
 
@@ -158,9 +162,9 @@ class _Recomputer:
         try:
             content = path.read_bytes()
             certificate = self.run.certificate(part.image, part.cell, part.certifier)
-        except (OSError, CertframeError, TypeError) as error:
+        except (OSError, CertframeError) as error:
             self.certificates.findings.append(str(error) if isinstance(error, CertframeError) else
-                                              f"{path} is missing or damaged")
+                                              f"{path} is missing")
             return
         self.certificates.count += 1
         name = f"certificates/{part.name}"
@@ -173,7 +177,11 @@ class _Recomputer:
     def _prove(self, name: str, part: Part, tally: Tally, certificate: Certificate, content: bytes) -> None:
         """Certify again, with the certifier that the configuration or the certificate names."""
         if part.certifier not in self.certifiers:
-            self.certifiers[part.certifier] = self._find(part.certifier, certificate)
+            found = self._find(part.certifier, certificate)
+            if found is None:
+                self.certificates.findings.append(f"{name}: its options are not those of {part.certifier}")
+                return
+            self.certifiers[part.certifier] = found
         certifier = self.certifiers[part.certifier]
         if isinstance(certifier, str):
             self.certificates.unchecked.append(certifier)
@@ -190,8 +198,8 @@ class _Recomputer:
         if rounded:
             self.certificates.notes.append(f"{name}: its numbers differ in the last digits")
 
-    def _find(self, key: str, certificate: Certificate) -> Certifier | str:
-        """The certifier of `certframe certify`, from the options in its certificate."""
+    def _find(self, key: str, certificate: Certificate) -> Certifier | str | None:
+        """The certifier of `certframe certify`, from the options in its certificate; None when they do not fit."""
         name = key.rpartition("-")[0]
         entries = [entry for entry in self.means.registry.entries("certifier") if entry.name == name]
         for entry in entries:
@@ -200,8 +208,7 @@ class _Recomputer:
                 if component_key(found) == key:
                     built: Certifier | str = self.means.built(found)
                     return built
-        return (f"certifier '{name}' does not have the options that the certificates of {key} name" if entries else
-                f"no certifier '{name}' is installed")
+        return None if entries else f"no certifier '{name}' is installed"
 
     # -- its metrics --------------------------------------------------------------------------------------------------
 

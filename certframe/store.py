@@ -177,10 +177,13 @@ class Run:
         header, arrays = _read(self._image_path(key), "certframe.image")
         sealed = header.pop("sha256", None)
         intact = None if sealed is None else sealed == seal(header, arrays)
-        image = arrays.pop("image")
-        pixels = image.astype(np.float32) / np.float32(255) if image.dtype == np.uint8 else image
-        maps = [torch.from_numpy(arrays[f"map{i}"]) for i in range(len(arrays))]
-        return ImageRecord(key, Prepared(image=torch.from_numpy(pixels), maps=maps, **header), intact)
+        try:
+            image = arrays.pop("image")
+            pixels = image.astype(np.float32) / np.float32(255) if image.dtype == np.uint8 else image
+            maps = [torch.from_numpy(arrays[f"map{i}"]) for i in range(len(arrays))]
+            return ImageRecord(key, Prepared(image=torch.from_numpy(pixels), maps=maps, **header), intact)
+        except (KeyError, TypeError) as error:
+            raise _damaged(self._image_path(key), error) from error
 
     def image_keys(self) -> list[str]:
         """The keys of all images of which something is stored, in the data set's order."""
@@ -222,9 +225,12 @@ class Run:
     def certificate(self, image: str, cell: str, certifier: str) -> Certificate:
         """Read a certificate back."""
         header, arrays = _read(self.certificate_path(image, cell, certifier), "certframe.certificate")
-        labels = arrays.pop("labels")
-        header["levels"], header["warnings"] = tuple(header["levels"]), tuple(header["warnings"])
-        return Certificate(labels=labels, arrays=arrays, **header)
+        try:
+            labels = arrays.pop("labels")
+            header["levels"], header["warnings"] = tuple(header["levels"]), tuple(header["warnings"])
+            return Certificate(labels=labels, arrays=arrays, **header)
+        except (KeyError, TypeError) as error:
+            raise _damaged(self.certificate_path(image, cell, certifier), error) from error
 
     def save_result(self, explanation: Explanation, image: str, cell: str, attributor: str, certifier: str, *,
                     metrics: Mapping[str, float], stopped: str) -> None:
@@ -347,8 +353,7 @@ def _read_part(path: Path) -> pa.Table:
     try:
         return pq.read_table(path, schema=LEDGER)
     except (pa.ArrowInvalid, OSError) as error:
-        raise CertframeError(f"{path} is damaged ({' '.join(str(error).split())}): delete it and run the same command "
-                             "again") from error
+        raise _damaged(path, error) from error
 
 
 def _as_bytes(image: np.ndarray) -> np.ndarray:
@@ -374,8 +379,12 @@ def _read(path: Path, key: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     except FileNotFoundError:
         raise CertframeError(f"{path} is missing: run the same command again to make it") from None
     except (SafetensorError, KeyError, ValueError, OSError) as error:
-        raise CertframeError(f"{path} is damaged ({' '.join(str(error).split())}): delete it and run the same command "
-                             "again") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> CertframeError:
+    return CertframeError(f"{path} is damaged ({' '.join(str(error).split())}): delete it and run the same command "
+                          "again")
 
 
 def _difference(stored: RunConfig, wanted: RunConfig) -> str:

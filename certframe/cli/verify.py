@@ -20,11 +20,11 @@ MARKS = {"agrees": ("✓", "green"), "differs": ("✗", "red"), "not checked": (
 def verify(
     run: options.RunDirectory,
     share: Annotated[float, typer.Option(help="Share of the noisy copies that are drawn and explained again, chosen at "
-                                              "random.", min=0.0, max=1.0)] = 0.1,
+                                              "random; 0 to 1.")] = 0.1,
     model: Annotated[bool, typer.Option("--model/--no-model", help="Leave out all that needs the model.")] = True,
     seed: Annotated[int | None, typer.Option(help="Seed of the choice.", show_default="a new one each time")] = None,
     tolerance: Annotated[float | None, typer.Option(
-        help="Share of the redrawn counts that may differ, for other hardware.", min=0.0, max=1.0,
+        help="Share of the redrawn counts that may differ, for other hardware.",
         show_default="0 on the type of machine that made the run, 0.001 on another")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1, … or auto.",
                                                show_default="as the run says")] = None,

@@ -229,7 +229,8 @@ class Early:
 
     def certify(self, tally: Tally) -> Certificate:
         # A fixed-n test of counts that were stopped early is a peek, and `pixel` would refuse it: this is a toy.
-        return replace(self._pixel.certify(replace(tally, planned=0)), certifier="toy-early")
+        return replace(self._pixel.certify(replace(tally, planned=0)), certifier="toy-early",
+                       options=self.options.model_dump(mode="json"))
 
     def looks(self, samples: int) -> Schedule:
         return Schedule(self.options.at, self._done)
