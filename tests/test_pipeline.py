@@ -25,10 +25,11 @@ from certframe.config import RunConfig
 from certframe.errors import CertframeError, UsageError
 from certframe.noise import GaussianNoise, image_hash
 from certframe.pipeline import Silent, execute
+from certframe.protocols import Sample
 from certframe.registry import Registry
 from certframe.sampling import Cell, Sampler, Subject
 from certframe.store import FORMAT, Run, load_run
-from certframe.worker import Count, Prepare, Worker
+from certframe.worker import Count, Prepare, Worker, resolve_label
 
 TWO = {"attributor": ["toy-weighted", "toy-random"], "sigma": [0.25, 0.5]}
 
@@ -74,7 +75,7 @@ class Batches:
 # -- what a run is ----------------------------------------------------------------------------------------------------
 
 def test_a_run_holds_what_the_parts_compute(tmp_path: Path, go: Callable[..., Run]) -> None:
-    run = go(tmp_path / "run", **TWO, options=["dataset.label=2"], metric=["certified-rate", "toy-needy"])
+    run = go(tmp_path / "run", **TWO, options=["dataset.label=1"], metric=["certified-rate", "toy-needy"])
     model, data = toys.Toy(), toys.Toys()
     rows = {(r["name"], r["attributor"], r["sigma"], r["metric"]): r for r in run.table().to_pylist()}
     found = list(run.explanations())
@@ -86,17 +87,18 @@ def test_a_run_holds_what_the_parts_compute(tmp_path: Path, go: Callable[..., Ru
             explanation.tally.identity["attributor"]]
         component = next(c for c in run.config.attributor if c.name == explanation.tally.identity["attributor"])
         sampler = Sampler(model, toys.Above(), batch_size=5, cuts=(10,), upsample=True)
-        subject = Subject(name, image, 2, "two", image_hash(image))
+        subject = Subject(name, image, 1, "one", image_hash(image))
         cell = Cell("c", component.name, attributor, component.fingerprint, sigma)
         assert np.array_equal(explanation.tally.segments, sampler.sample(subject, [cell], 0, 48)["c"].segments)
         assert torch.equal(explanation.map, sampler.clean(subject, cell))
         assert torch.equal(explanation.image, image)
-        assert (explanation.target, explanation.target_name, explanation.label) == (2, "two", 2)
+        assert (explanation.target, explanation.target_name, explanation.label) == (1, "one", 1)
         certificate = Pixel().certify(explanation.tally)
         assert np.array_equal(explanation.certificate.labels, certificate.labels)
         assert explanation.certificate.statement == certificate.statement
         logits = model.module(image[None])[0]
-        assert explanation.confidence == pytest.approx(float(logits.softmax(0)[2]))
+        assert int(logits.argmax()) != 1  # the label is explained, not the prediction
+        assert explanation.confidence == pytest.approx(float(logits.softmax(0)[1]))
         row = rows[name, component.name, sigma, "certified.-20"]
         assert row["value"] == pytest.approx(float((certificate.labels[0] >= 0).mean()))
         assert (row["samples"], row["stopped"]) == (48, "all samples")
@@ -702,3 +704,17 @@ def test_a_worker_counts_images_that_it_has_not_prepared(configure: Callable[...
         task = Count(index, cells, start, start + 16)
         a, b = here(task), there(task)
         assert {key: t.to_bytes() for key, t in a.items()} == {key: t.to_bytes() for key, t in b.items()}
+
+
+def test_a_label_may_be_the_name_of_a_class() -> None:
+    def label(names: list[str], class_name: Any, given: int | None = None) -> int | None:
+        model = toys.Toy()
+        model.classes = tuple(names)
+        return resolve_label(model, Sample("x", torch.zeros(1, 4, 4), given, {"class_name": class_name}))
+
+    names = ["cat", "Dog", "crane", "crane"]
+    assert label(names, "cat") == 0
+    assert label(names, "DOG") == 1
+    assert label(names, "crane") is None  # a bird and a machine
+    assert label(names, "horse") is None
+    assert label(names, "cat", given=2) == 2
