@@ -110,15 +110,14 @@ def show_tables(found: Sequence[Outcome]) -> None:
         levels = list(dict.fromkeys(level for one in labelled for level in one.shares))
         cells = [[text.percent_error(one.shares[level]) if level in one.shares else "" for level in levels]
                  for one in labelled]
-        printed.append(_table("certified pixels", labelled, levels, cells, several))
+        printed.append(("certified pixels", _table(labelled, levels, cells, several)))
     for heading in dict.fromkeys(heading for one in found for heading in one.tables()):
         members = [one for one in found if heading in one.tables()]
         names = list(dict.fromkeys(name for one in members for name in one.tables()[heading]))
         cells = [[_quantity(one.tables()[heading].get(name)) for name in names] for one in members]
-        printed.append(_table(heading[:1].lower() + heading[1:], members, names, cells, several))
-    for i, table in enumerate(printed):
-        if i:
-            console.print()
+        printed.append((heading[:1].lower() + heading[1:], _table(members, names, cells, several)))
+    for i, (heading, table) in enumerate(printed):
+        console.print(("\n" if i else "") + heading, style="bold", markup=False, highlight=False)
         console.print(table)
 
 
@@ -127,12 +126,11 @@ def _quantity(found: tuple[str, list[float]] | None) -> str:
     return "" if found is None else text.quantity_error(found[1], found[0])
 
 
-def _table(heading: str, rows: Sequence[Outcome], names: Sequence[str], cells: Sequence[Sequence[str]],
+def _table(rows: Sequence[Outcome], names: Sequence[str], cells: Sequence[Sequence[str]],
            several: bool) -> Table:
     from rich.table import Table
     from rich.text import Text
-    table = Table(box=None, header_style="bold", pad_edge=False, title=Text(heading, style="bold"),
-                  title_justify="left", title_style="")
+    table = Table(box=None, header_style="bold", pad_edge=False)
     heads = [("method", [one.method for one in rows]), ("σ", [f"{one.sigma:g}" for one in rows])]
     if several:
         heads.append(("certifier", [one.proof for one in rows]))

@@ -32,7 +32,7 @@ def make_tally(counts: np.ndarray, n: int, sigma: float = 0.15, right: int | Non
     tally = Tally(
         segments=np.stack([first, counts - first]), copies=((0, n),), cuts=(10,), sigma=sigma, nested=True, votes=votes,
         levels=tuple(str(k) for k in (50, 25, 5)[: len(counts)]),
-        identity={"attributor": "certframe/grad-cam {}", "sparsifier": 'certframe/top-k {"k": [50, 25, 5]}', "target": 3,
+        identity={"attributor": "grad-cam", "sparsifier": 'certframe/top-k {"k": [50, 25, 5]}', "target": 3,
                   "target_name": "espresso"})
     return replace(tally, **changes)
 
@@ -93,8 +93,8 @@ def thresholds_tally(n: int = 100, *, seed: int = 0, shape: tuple[int, int] = (1
     scores = rng.random(shape) + 0.05 * rng.normal(size=(n, *shape))
     t = np.arange(1, 10) / 10
     counts = (scores[:, None] > t[:, None, None]).sum(axis=0)
-    return make_tally(counts, n, levels=tuple(f"{v:g}" for v in t), nested=True,
-                      identity={"attributor": "grad-cam", "sparsifier": 'certframe/threshold {"t": [0.1]}', "target": 3})
+    identity = {"attributor": "grad-cam", "sparsifier": 'certframe/threshold {"t": [0.1]}', "target": 3}
+    return make_tally(counts, n, levels=tuple(f"{v:g}" for v in t), identity=identity)
 
 
 def real_tally(n: int = 2000, *, seed: int = 0, shape: tuple[int, int] = (12, 16)) -> Tally:

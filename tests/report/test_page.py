@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from certframe.errors import CertframeError
-from certframe.report import paint
+from certframe.report import claim, paint, text
 from certframe.report.page import Page, render, write
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7*7 }}"
@@ -234,3 +234,64 @@ def test_a_full_disk_is_one_line(panel, tmp_path, monkeypatch):
         write(Page("A", [panel()]), tmp_path / "report.html")
     assert "\n" not in str(caught.value)
     assert os.listdir(tmp_path) == []
+
+
+KINDS = ("pixel", "adaptive", "radius", "importance-band", "class", "top-k-overlap", "certified-rank", "quantile",
+         "real overlap")
+
+
+def test_every_kind_of_certificate_needs_no_network_either(every):
+    html = render(Page("A", [every(kind) for kind in KINDS]))
+    page = Elements(html)
+    assert not [attributes for _, attributes in page.found if "style" in attributes]
+    for _, attributes in page.found:
+        for name in ("src", "href"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:", "#"))
+    for tag in ("section", "div", "article", "figure", "table", "svg", "details", "p"):
+        assert html.count(f"<{tag}") - html.count(f"<{tag}r") >= html.count(f"</{tag}>") > 0
+    ids = [attributes["id"] for _, attributes in page.found if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_equal_counts_are_embedded_once(panel, certifier):
+    same = [panel(certifier=certifier(name)) for name in ("pixel", "radius", "importance-band", "class")]
+    other = panel("b", seed=1)
+    page = Elements(render(Page("A", [*same, other])))
+    assert len(page.all("script", **{"class": "codes"})) == 2
+    sources = [json.loads(text) for _, text in page.all("script", **{"class": "source"})]
+    assert sources == [1, 1, 1, 1, 5]
+
+
+def test_numbers_of_other_claims_are_averaged_in_tables_of_their_own(every):
+    examples = [every("radius", name, seed=seed) for seed, name in enumerate("abc")]
+    html = render(Page("A", examples))
+    table = html[html.index("<caption>Average certified radius</caption>"):]
+    cells = re.findall(r'<td class="number first">([^<]*)</td>', table)[:3]
+    for level, written in enumerate(cells):
+        means = [np.nan_to_num(e.explanation.certificate.arrays["radius"][level]).mean() for e in examples]
+        assert written == f"{np.mean(means):.4f} ± {np.std(means, ddof=1) / 3**0.5:.4f}"
+
+
+def test_areas_of_labels_that_claim_nothing_are_not_shown(every):
+    example = every("top-k-overlap")
+    assert example.metrics
+    html = render(Page("A", [replace(example, metrics={**example.metrics, "confidence": 0.5})]))
+    assert "certified1.50" not in html
+    assert "confidence" in html
+    assert "Certified pixels" not in html
+
+
+def test_why_an_image_stopped_and_after_how_many_copies(every):
+    example = replace(every("adaptive"), stopped="only 1.5 % of the pixels could still be certified")
+    html = render(Page("A", [example]))
+    assert re.search(r"<strong>384 of at most 544 copies</strong>: only 1.5 % of the pixels could still", html)
+    assert "not needed" in html
+    assert re.search(r"<caption>Copies used</caption>.*?of at most 544.*?>384<", html, re.S)
+
+
+def test_bands_are_listed_with_their_shares(every):
+    example = every("importance-band")
+    html = render(Page("A", [example]))
+    for band, share in claim.bands(example.explanation.certificate, ["top 50 %", "top 25 %", "top 5 %"]):
+        assert f'<th scope="row">{band}</th><td class="number">{text.percent(share)}</td>' in html
