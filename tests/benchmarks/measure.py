@@ -38,5 +38,6 @@ def alternate(ours: Callable[[], Any], theirs: Callable[[], Any], repetitions: i
 def record(benchmark: Any, name: str, ratio: Ratio, **more: Any) -> None:
     """Put a ratio into pytest-benchmark's record and on the screen."""
     benchmark.extra_info.update({"ratio": ratio.value, "ours_s": ratio.ours, "theirs_s": ratio.theirs, **more})
-    shown = ", ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in more.items())
-    print(f"\n{name}: {ratio.ours:.4f} s against {ratio.theirs:.4f} s, ratio {ratio.value:.3f}{', ' + shown if shown else ''}")
+    shown = "".join(f", {key} {value:.4g}" if isinstance(value, float) else f", {key} {value}"
+                    for key, value in more.items())
+    print(f"\n{name}: {ratio.ours:.4f} s against {ratio.theirs:.4f} s, ratio {ratio.value:.3f}{shown}")

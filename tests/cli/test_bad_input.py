@@ -195,7 +195,8 @@ def test_places_that_are_no_run(certframe, tmp_path):
 
 def test_certify_with_what_the_tallies_lack(certframe):
     assert certframe(*SMALL, "--out", "run").code == 0
-    refused(certframe("certify", "run", "-o", "certifier.correction=paper", "-o", "certifier.pilot=7"), "first 7 copies")
+    paper = ("-o", "certifier.correction=paper", "-o", "certifier.pilot=7")
+    refused(certframe("certify", "run", *paper), "first 7 copies")
     refused(certframe("certify", "run", "--certifier", "pixle"), "unknown certifier 'pixle'", "'pixel'")
     refused(certframe("certify", "run", "--tau", "0.2"), "tau", "0.2")
     refused(certframe("certify", "run", "--certifier", "quantile"), "thresholds")

@@ -47,10 +47,11 @@ def test_json_is_json(certframe):
 
 
 def test_a_sweep_has_a_row_for_each_method_and_noise_level(certframe):
-    outcome = certframe(*SMALL, "--attributor", "grad-cam", "--sigma", "0.1", "--sigma", "0.2", "-k", "40", "--out", "r",
-                        "--json")
+    outcome = certframe(*SMALL, "--attributor", "grad-cam", "--sigma", "0.1", "--sigma", "0.2", "-k", "40", "--out",
+                        "r", "--json")
     rows = json.loads(outcome.out)["metrics"]
-    assert {(r["attributor"], r["sigma"]) for r in rows} == {(a, s) for a in ("gradient", "grad-cam") for s in (0.1, 0.2)}
+    cells = {(a, s) for a in ("gradient", "grad-cam") for s in (0.1, 0.2)}
+    assert {(r["attributor"], r["sigma"]) for r in rows} == cells
     assert {r["metric"] for r in rows} == {"confidence", "certified.40", "certified1.40", "certified0.40", "abstain.40"}
 
 
