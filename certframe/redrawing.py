@@ -32,8 +32,6 @@ REAL_SLACK = 1e-5
 """How much a sum of real-valued levels may then differ, relative to the number of copies."""
 MAP_SLACK = 1e-3
 """How much a clean attribution or a confidence may differ, relative to the largest score."""
-BATCHES = 4
-"""Progress is told after so many batches."""
 
 
 @dataclass(frozen=True)
@@ -211,10 +209,9 @@ class _Redrawer:
         low = max(edge for edge in grid if edge <= segment.start)
         high = min(edge for edge in grid if edge >= segment.stop)
         edges = [edge for edge in grid if low <= edge <= high]
-        stops = [*edges[:-1:BATCHES], high]
         sampler.cuts = stored.cuts
         parts, told = [], segment.start
-        for start, stop in pairwise(stops):
+        for start, stop in pairwise(edges):
             part = guard(self.config.attributor[self.means.specs[cell.key].attributor],
                          lambda: sampler.sample(subject, [cell], start, stop))[cell.key]  # noqa: B023
             parts.append(part)

@@ -424,7 +424,7 @@ def test_the_probe_times_what_a_run_takes(sleepy: Registry) -> None:
     assert planned.probe.device_memory is None
 
 
-@pytest.mark.parametrize(("seconds", "copies", "calls"), [(0.02, 10, 2), (0.3, 1, 1)])
+@pytest.mark.parametrize(("seconds", "copies", "calls"), [(0.02, 12, 2), (0.3, 1, 1)])
 def test_a_slow_method_is_timed_on_fewer_copies(sleepy: Registry, monkeypatch: pytest.MonkeyPatch, seconds: float,
                                                 copies: int, calls: int) -> None:
     monkeypatch.setattr(probing, "LONG_CALL", 0.25)

@@ -50,6 +50,8 @@ def verify(
     from certframe.verification import verify as check
 
     stored = load_run(run)
+    if model:
+        options.tune(stored.config.model_copy(update={"device": device or stored.config.device}), allocator=True)
     with _Progress(shown=not as_json) as progress:
         found = check(stored, share=share, model=model, tolerance=tolerance, device=device, listener=progress,
                       seed=secrets.randbelow(2**31) if seed is None else seed)
@@ -85,8 +87,8 @@ class _Progress:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
         self._shown, self._console = shown, Console(highlight=False, soft_wrap=True)
         self._bar = Progress(TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-                             TimeRemainingColumn(compact=True), console=Console(stderr=True), transient=True,
-                             disable=not shown)
+                             TimeRemainingColumn(compact=True), console=self._console, transient=True,
+                             disable=not (shown and self._console.is_terminal))
         self._task = self._bar.add_task("", total=None, visible=False)
 
     def __enter__(self) -> _Progress:
@@ -106,9 +108,9 @@ class _Progress:
 
     def done(self, check: Check) -> None:
         """Print the check, with what it found."""
-        self._bar.update(self._task, visible=False)
         if not self._shown:
             return
+        self._bar.update(self._task, visible=False)
         mark, colour = MARKS[check.state]
         self._console.print(f"[{colour}]{mark}[/] [bold]{check.name:<12}[/] {_escaped(check.text)}")
         for lines, style in ((check.findings, "red"), (check.unchecked, "yellow"), (check.notes, "dim")):
