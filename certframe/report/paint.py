@@ -206,12 +206,16 @@ def measured() -> np.ndarray:
 
 
 def line_colours(lines: int) -> list[Colour]:
-    """Colours of the lines of a chart, told apart with any colour vision, on a light or a dark ground.
+    """Colours of the lines of a chart, on a light or a dark ground.
 
-    Source: Okabe and Ito, *Color Universal Design*, 2008.
+    Up to six are told apart with any colour vision (after Okabe and Ito, *Color Universal Design*, 2008); more go round
+    the hues in order.
     """
     chosen: list[Colour] = [(213, 94, 0), (0, 128, 200), (0, 158, 115), (204, 121, 167), (190, 155, 0), (86, 180, 233)]
-    return [chosen[i % len(chosen)] for i in range(lines)]
+    if lines <= len(chosen):
+        return chosen[:lines]
+    rgb = _oklch(np.full(lines, 0.62), np.full(lines, 0.13), np.linspace(20.0, 330.0, lines))
+    return [(int(r), int(g), int(b)) for r, g, b in rgb]
 
 
 def _oklch(lightness: np.ndarray, chroma: np.ndarray, hue: np.ndarray) -> np.ndarray:

@@ -44,9 +44,46 @@ def test_level_colours_get_darker(levels):
     assert (np.diff(values) < 0).all()
 
 
+@pytest.mark.parametrize("lines", [1, 3, 6, 7, 16])
+def test_lines_of_a_chart_have_colours_of_their_own_on_light_and_dark(lines):
+    colours = paint.line_colours(lines)
+    assert len(set(colours)) == lines
+    assert all(50 < shade < 200 for shade in luminance(np.array(colours)))
+
+
+def test_levels_that_a_pixel_is_outside_of_get_paler():
+    assert (np.diff(luminance(np.array(paint.outside_colours(4)))) > 0).all()
+    red, _, blue = np.array(paint.outside_colours(4)).T
+    assert (blue > red).all(), "cold, unlike those that a pixel is within"
+
+
+def test_bands_pixel_by_pixel():
+    within, outside = paint.level_colours(3), paint.outside_colours(3)
+    cases = [((1, 1, 1), within[2]), ((1, 1, 0), within[1]), ((1, -1, 0), within[0]), ((0, 0, 0), outside[0]),
+             ((-1, 0, 0), outside[1]), ((-1, -1, 0), outside[2]), ((-1, -1, -1), None)]
+    labels = np.array([labels for labels, _ in cases], np.int8).T[:, None]
+    pixels = np.asarray(paint.band_overlay(labels).convert("RGBA"))[0]
+    for pixel, (_, colour) in zip(pixels, cases, strict=True):
+        assert tuple(pixel) == (*colour, 255) if colour else pixel[3] == 0
+
+
+@pytest.mark.parametrize("logarithmic", [False, True])
+def test_measures_reach_from_end_to_end_and_leave_out_what_is_no_number(logarithmic):
+    values = np.array([[1.0, 10.0, 100.0, np.nan, np.inf, -np.inf, 1000.0]])
+    measured = paint.measure(values, 1.0, 100.0, logarithmic=logarithmic)
+    pixels, scale = np.asarray(measured.image.convert("RGBA"))[0], paint.colours("measure")
+    assert tuple(pixels[0, :3]) == tuple(scale[0])
+    assert tuple(pixels[2, :3]) == tuple(pixels[6, :3]) == tuple(scale[255])
+    middle = 127.5 if logarithmic else 255 * 9 / 99
+    assert np.abs(pixels[1, :3] - scale[round(middle)].astype(int)).max() <= 4
+    assert [int(alpha) for alpha in pixels[:, 3]] == [255, 255, 255, 0, 0, 0, 255]
+
+
 def test_colour_scales_are_monotone_in_lightness():
     every_fourth = np.arange(0, 256, 4)
     assert (np.diff(luminance(paint.one_sided())[every_fourth]) > 0).all()
+    assert (np.diff(luminance(paint.measured())[every_fourth]) > 0).all()
+    assert (paint.colours("rank") == paint.measured()[::-1]).all()
     two = luminance(paint.two_sided())[every_fourth]
     assert (np.diff(two[:32]) > 0).all()
     assert (np.diff(two[32:]) < 0).all()
