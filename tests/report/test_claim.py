@@ -45,7 +45,16 @@ def test_the_average_radius_counts_abstaining_pixels_as_nothing(every):
         assert found[name] == ("radius", pytest.approx(expected))
 
 
-def test_the_overlap_is_that_at_rho(panel, certifier):
+def test_the_overlap_is_that_at_rho(every):
+    example = every("real overlap")
+    arrays = example.explanation.certificate.arrays
+    at = list(arrays["rho"]).index(0.03)
+    expected = arrays["overlap"][0, 1]
+    assert expected[at - 1] > expected[at] > expected[at + 2]
+    assert headline(example, "Certified overlap with the top K")["scaled, K = 20 %"] == ("share", expected[at])
+
+
+def test_the_overlap_is_that_of_the_statement(panel, certifier):
     example = panel(certifier=certifier("top-k-overlap", k=[10, 30], rho=0.002))
     found = headline(example, "Certified overlap with the top K")
     statement = example.explanation.certificate.statement
