@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from certframe.config import Component
 from certframe.errors import UsageError
+from certframe.protocols import Certifier
 from certframe.registry import Registry
 from certframe.store import Run, explanation_of
+from certframe.tally import Tally
 from certframe.worker import cells_of, component_key
 
 
@@ -26,8 +28,10 @@ def recertify(run: Run, component: Component, registry: Registry | None = None) 
         for cell in cells_of(run.config):
             if not run.tally_path(image, cell.key).exists():
                 continue
-            record, found = record or run.image(image), found + 1
             tally = run.tally(image, cell.key)
+            if not found:
+                _require_samples(certifier, component, tally)
+            record, found = record or run.image(image), found + 1
             explanation = explanation_of(record.prepared, cell.attributor, tally, certifier.certify(tally))
             values: dict[str, float] = {}
             for metric in metrics:
@@ -39,3 +43,13 @@ def recertify(run: Run, component: Component, registry: Registry | None = None) 
         raise UsageError(f"{run.path} has no finished image yet: let 'certframe run' finish one first")
     run.write_table()
     return key
+
+
+def _require_samples(certifier: Certifier, component: Component, tally: Tally) -> None:
+    """Refuse, before anything is written, what so few copies cannot certify anywhere."""
+    needed = certifier.min_samples(tally.pixels, len(tally.levels))
+    if tally.samples < needed:
+        height, width = tally.segments.shape[2:]
+        raise UsageError(f"the {tally.samples} copies of this run cannot certify anything: certifier "
+                         f"'{component.name}' needs at least {needed} for maps of {height}×{width} (choose a smaller "
+                         "tau or a larger alpha, or run again with more samples)")

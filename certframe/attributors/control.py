@@ -14,7 +14,11 @@ if TYPE_CHECKING:
 
 
 class Random:
-    """Independent uniform scores for every pixel and copy: what a method has to beat. It certifies nothing."""
+    """Independent uniform scores for every pixel and copy: what a method has to beat.
+
+    No pixel is ever certified important. At a small K every pixel is certified *un*important, rightly: it is rarely
+    among the top. So compare methods by what they certify important.
+    """
 
     class Options(protocols.Options):
         """`random` has no options."""

@@ -99,7 +99,7 @@ def certify(
     Raises:
         UsageError: something asked for is wrong; in one line.
 
-    Example:
+    Examples:
         >>> import certframe
         >>> result = certframe.certify("lite0", "coffee.png", attributor="grad-cam", sigma=0.15)    # doctest: +SKIP
         >>> result.plot().savefig("coffee-certified.png")                                           # doctest: +SKIP

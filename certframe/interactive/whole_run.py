@@ -29,7 +29,7 @@ def run(out: str | Path, experiment: str | Path | Mapping[str, Any] | None = Non
         UsageError: something asked for is wrong; nothing has been written.
         CertframeError: the work failed; what was finished is kept.
 
-    Example:
+    Examples:
         >>> import certframe
         >>> result = certframe.run("runs/digits", model="digits", dataset="digits", attributor="gradient", limit=2,
         ...                        options={"sparsifier.k": 25})        # doctest: +SKIP
@@ -58,7 +58,7 @@ def plan(experiment: str | Path | Mapping[str, Any] | None = None, *, out: str |
     Raises:
         UsageError: the run would be refused; says why, as the run would.
 
-    Example:
+    Examples:
         >>> import certframe
         >>> planned = certframe.plan(model="digits", dataset="digits", attributor="gradient", samples=200)
         >>> planned.claims[0].votes, planned.claims[0].min_samples

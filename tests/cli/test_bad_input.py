@@ -199,6 +199,7 @@ def test_certify_with_what_the_tallies_lack(certframe):
     refused(certframe("certify", "run", *paper), "first 7 copies")
     refused(certframe("certify", "run", "--certifier", "pixle"), "unknown certifier 'pixle'", "'pixel'")
     refused(certframe("certify", "run", "--tau", "0.2"), "tau", "0.2")
+    refused(certframe("certify", "run", "--tau", "0.95"), "the 70 copies", "at least 216", "smaller tau")
     refused(certframe("certify", "run", "--certifier", "quantile"), "thresholds")
 
 
