@@ -21,7 +21,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import numpy as np
 from pages import publish, table
-from stopping import Rule, fixed_area, mean_and_error, replay, share
+from stopping import Rule, fixed_area, mean_and_error, replay, share, walk
 from subjects import Bench, arguments, folder, limit_threads, samples
 
 from certframe.config import resolve
@@ -185,7 +185,7 @@ def levers(counts: Counts) -> str:
             kept = [share(o.area, f) for o, f in zip(outcomes, full[method], strict=True)]
             cells.append(f"{np.mean([o.samples for o in outcomes]):.0f}, {np.mean(kept):.1%}")
         rows.append([name, *cells])
-    for n in (192, 384, 544, 768):
+    for n in (192, 384, 544, 648, 768):
         kept_at = [np.mean([share(fixed_area(t, n), f) for t, f in zip(images.values(), full[method], strict=True)])
                    for method, images in counts.items()]
         rows.append([f"`pixel`, fixed n = {n}", *(f"{n}, {kept:.1%}" for kept in kept_at)])
@@ -207,6 +207,18 @@ def images(counts: Counts) -> str:
                 cells.append("")
         rows.append([name.replace("_", " "), *cells])
     return table(["image", *counts], rows)
+
+
+def prediction(counts: Counts) -> str:
+    """Predicted minus reached area of the last look, by the look at which it was predicted, in percent of pixels."""
+    errors: dict[str, list[list[float]]] = {}
+    for method, tallies in counts.items():
+        walks = [list(walk(tally, Rule())) for tally in tallies.values()]
+        errors[method] = [[100 * (steps[j][1] + steps[j][2] - steps[-1][1]) for steps in walks]
+                          for j in range(len(USUAL) - 1)]
+    rows = [[str(n), *(f"{np.mean(found[j]):+.1f} ({np.max(np.abs(found[j])):.1f})" for found in errors.values())]
+            for j, n in enumerate(USUAL[:-1])]
+    return table(["look", *counts], rows)
 
 
 def hundred(counts: Counts) -> str:
@@ -240,7 +252,7 @@ def main() -> None:
     counts = stored(given.out)
     if not counts:
         parser.error(f"nothing is stored in {given.out}: sample first, without --tables")
-    parts = {make.__name__: make(counts) for make in (size, summary, verdict, images, levers, hundred)}
+    parts = {make.__name__: make(counts) for make in (size, summary, verdict, images, levers, prediction, hundred)}
     publish(PAGE, parts, docs=given.docs)
 
 

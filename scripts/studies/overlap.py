@@ -217,21 +217,21 @@ def against_sigma(found: Results) -> str:
     return table(["σ", "images", *HEAD], rows)
 
 
-def figure(found: Results, path: Path) -> None:
-    """The three curves side by side, as in [LEV]."""
+def figure(found: Results, common: Results, path: Path) -> None:
+    """The three curves side by side, as in [LEV]; the last one of the images that all noise levels have in common."""
     import matplotlib as mpl
     mpl.use("Agg")
     from matplotlib import pyplot
 
     sheet, axes = pyplot.subplots(1, 3, figsize=(12, 3.8), sharey=True, layout="constrained")
-    sigmas = sorted({sigma for sigma, _, _ in found.curves})
+    sigmas = sorted({sigma for sigma, _, _ in common.curves})
     rho = found.curves[SIGMA, ("scaled", 0.0), "hoeffding"][0].rho
     for (name, bounds), text in zip(LINES, HEAD, strict=True):
         taus = [tau for tau in TAUS if (SIGMA, of(name, tau), bounds) in found.curves]
         drawn: list[tuple[Sequence[float], list[Percentile]]] = [
             (taus, [found.at(SIGMA, of(name, tau), bounds) for tau in taus]),
             (rho.tolist(), [found.at(SIGMA, of(name, TAU), bounds, float(r)) for r in rho]),
-            (sigmas, [found.at(sigma, of(name, TAU), bounds) for sigma in sigmas])]
+            (sigmas, [common.at(sigma, of(name, TAU), bounds) for sigma in sigmas])]
         for axis, (x, values) in zip(axes, drawn, strict=True):
             line, = axis.plot(x, [v.value for v in values], marker="o" if len(x) < 10 else "", markersize=3, label=text)
             if any((v.low, v.high) != (0.0, 1.0) for v in values):
@@ -285,11 +285,13 @@ def main() -> None:
     there = {sigma: files for sigma, files in there.items() if files}
     if SIGMA not in there:
         parser.error(f"nothing is stored at σ = {SIGMA:g} in {given.out}: sample with it first")
-    found = evaluate(there)
+    names = set.intersection(*({file.name for file in files} for files in there.values()))
+    found = evaluate({SIGMA: there[SIGMA]})
+    common = evaluate({sigma: [file for file in files if file.name in names] for sigma, files in there.items()})
     parts = {"size": size(there, given.samples), "reading": reading(found), "tau": against_tau(found),
-             "rho": against_rho(found), "sigma": against_sigma(found)}
+             "rho": against_rho(found), "sigma": against_sigma(common)}
     publish(PAGE, parts, docs=given.docs)
-    figure(found, PAGE.with_name("overlap.png") if given.docs else given.out / "overlap.png")
+    figure(found, common, PAGE.with_name("overlap.png") if given.docs else given.out / "overlap.png")
 
 
 if __name__ == "__main__":

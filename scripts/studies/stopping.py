@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -48,26 +48,29 @@ class Outcome:
     reason: str
 
 
-def replay(tally: Tally, rule: Rule) -> Outcome:
-    """What the rule would have done with 0/1 levels that are cut at its looks, with as many copies as its last look."""
-    levels, end = len(tally.levels), rule.looks[-1]
+def walk(tally: Tally, rule: Rule) -> Iterator[tuple[int, float, float]]:
+    """Number of copies, certified share and share to come at each look; see `replay` for the tally."""
     tests, bounds = ladder(rule.looks, TAU, ALPHA, tally.pixels, calibrated=rule.calibrated, step_down=rule.step_down)
     codes = np.full(tally.segments.shape[1:], 2 * len(tests), dtype=np.int16)
-    area = to_come = 0.0
     for j, n in enumerate(rule.looks):
         counts = tally.upto(n)
         codes = np.minimum(codes, steps_of_counts(counts, n, bounds[:, j]))
         steps = [certified_steps(level, tests) for level in codes]
         certified = [level < 2 * step for level, step in zip(codes, steps, strict=True)]
-        area = float(np.mean(certified))
-        hopes = [_hope(counts[level][~certified[level]], n, int(bounds[steps[level] - 1 if rule.predict else 0, -1]),
-                       end, rule.predict) for level in range(levels)]
-        to_come = sum(hopes) / codes.size
-        if n < end and rule.predict and area > 0 and area >= rule.enough * (area + to_come):
+        hopes = [_hope(count[~sure], n, int(bounds[step - 1 if rule.predict else 0, -1]), rule.looks[-1], rule.predict)
+                 for count, sure, step in zip(counts, certified, steps, strict=True)]
+        yield n, float(np.mean(certified)), sum(hopes) / codes.size
+
+
+def replay(tally: Tally, rule: Rule) -> Outcome:
+    """What the rule would have done with 0/1 levels that are cut at its looks, with as many copies as its last look."""
+    n, area, to_come = 0, 0.0, 1.0
+    for n, area, to_come in walk(tally, rule):
+        if n < rule.looks[-1] and rule.predict and area > 0 and area >= rule.enough * (area + to_come):
             return Outcome(n, area, to_come, "enough")
-        if n < end and to_come <= rule.futility:
+        if n < rule.looks[-1] and to_come <= rule.futility:
             return Outcome(n, area, to_come, "little to come")
-    return Outcome(end, area, to_come, "last look")
+    return Outcome(n, area, to_come, "last look")
 
 
 def _hope(counts: np.ndarray, samples: int, bound: int, end: int, predict: bool) -> float:
