@@ -35,6 +35,12 @@ def _distinct(values: list[Any]) -> list[Any]:
     return values
 
 
+def _known_kind(kind: str) -> str:
+    if kind not in HOOKS:
+        raise ValueError(f"{kind!r} is not a plugin kind")
+    return kind
+
+
 Reference = str | dict[str, Any]
 References = Annotated[list[Reference], BeforeValidator(_as_list), Field(min_length=1), AfterValidator(_distinct)]
 
@@ -87,7 +93,7 @@ class Component(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: str
+    kind: Annotated[str, AfterValidator(_known_kind)]
     name: str
     options: dict[str, Any]
     distribution: str

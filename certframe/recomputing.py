@@ -83,11 +83,13 @@ class _Recomputer:
             image, (cell, _, certifier) = path.parent.name, path.stem.partition("--")
             try:
                 rows = pq.read_table(path, schema=LEDGER).to_pylist()
-            except (pa.ArrowInvalid, OSError) as error:
+            except (pa.ArrowException, OSError, ValueError) as error:
                 self.files.findings.append(f"{path} is damaged ({' '.join(str(error).split())})")
                 continue
             part = Part(image, cell, certifier, rows)
-            if not rows or any((r["image"], r["cell"], r["certifier"]) != (image, cell, certifier) for r in rows):
+            if any(value is None for row in rows for value in row.values()):
+                self.files.findings.append(f"ledger/{part.name}: a value is missing")
+            elif not rows or any((r["image"], r["cell"], r["certifier"]) != (image, cell, certifier) for r in rows):
                 self.files.findings.append(f"ledger/{part.name}: its rows are about something else")
             elif cell not in self.means.specs:
                 self.files.findings.append(f"ledger/{part.name}: the run has no such method and noise level")
@@ -288,7 +290,7 @@ class _Recomputer:
         else:
             try:
                 table = pq.read_table(path, schema=LEDGER).to_pylist()
-            except (pa.ArrowInvalid, OSError) as error:
+            except (pa.ArrowException, OSError, ValueError) as error:
                 found.findings.append(f"{path} is damaged ({' '.join(str(error).split())})")
             else:
                 here, there = Counter(map(_frozen, table)), Counter(map(_frozen, rows))

@@ -113,7 +113,9 @@ class _Verifier:
         found, config = Findings(), self.run.config
         content = json.loads((self.run.path / "run.json").read_text(encoding="utf-8"))
         sealed = content.pop("sha256", None)
-        if sealed is None:
+        if more := sorted(set(content) - {"format", "digest", "config", "provenance"}):
+            found.findings.append(f"it has an entry '{more[0]}' that no certframe writes: it was changed")
+        elif sealed is None:
             found.notes.append("it was written before run.json had a hash of its own")
         elif sealed != seal(content):
             found.findings.append("its content does not have the SHA-256 that it states: it was changed")
