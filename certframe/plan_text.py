@@ -39,8 +39,9 @@ def facts(plan: Plan) -> list[tuple[str, str]]:
               for name in dict.fromkeys(claim.certifier for claim in plan.claims if claim.looks)]
     if plan.stops:
         agree, split = plan.stops
-        lines.append(("stops", f"at {agree} copies of an image if all agree, at {split} if they agree nowhere, at "
-                               f"{plan.config.samples} at the latest"))
+        early = f"at {agree} copies of an image if all agree, at {split} if they agree nowhere" if agree != split else \
+            f"at {agree} copies of an image if all agree, and if they agree nowhere"
+        lines.append(("stops", f"{early}; at {plan.config.samples} at the latest"))
     lines += [("" if i else "work", text) for i, text in enumerate(_work(plan))]
     return [*lines, ("space", _space(plan)), *_run(plan), ("time", _time(plan)), *_notes(plan)]
 
