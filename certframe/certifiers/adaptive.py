@@ -30,8 +30,8 @@ class Adaptive:
     little that is still to come, or the share that was wanted. What is still to come is predicted: each pixel that is
     not certified yet counts with its probability of reaching the last bound, given its votes so far. The run's number
     of samples is the most that is ever drawn. ``spending=calibrated`` computes the crossing probability exactly and
-    uses all of the error; ``union`` is the union bound over the looks. With `step_down` the bounds fall as pixels are
-    certified.
+    uses all of the error; ``union`` is the union bound over the looks, which is also used beyond 4096 planned copies.
+    With `step_down` the bounds fall as pixels are certified.
     """
 
     class Options(protocols.Options):

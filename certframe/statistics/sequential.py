@@ -13,6 +13,8 @@ from certframe.statistics.binomial import upper_tail
 from certframe.statistics.corrections import min_copies
 
 FIRST_LOOK, RATIO, BLOCK = 96, math.sqrt(2.0), 8
+EXACT_UP_TO = 4096
+"""Planned copies up to which crossing probabilities are computed exactly; the cost grows with their square."""
 
 
 def geometric_looks(max_samples: int) -> tuple[int, ...]:
@@ -108,13 +110,29 @@ def ladder(looks: tuple[int, ...], tau: float, alpha: float, pixels: int, *,
         tests.append(n)
     rows: list[np.ndarray] = []
     for t in tests:
-        row = boundaries(looks, tau, alpha / t)
-        # With a single look the union bound has no room for the wrong side, so the exact sum decides.
-        if calibrated or not _allowed(looks, row, tau, alpha, pixels, t):
+        row = union_boundaries(looks, tau, alpha, pixels, t)
+        if looks[-1] <= EXACT_UP_TO and (calibrated or not _allowed(looks, row, tau, alpha, pixels, t)):
             row = calibrated_boundaries(looks, tau, alpha, pixels, t)
         # A row for more tests is valid for fewer, so the last one serves where rounding has not lowered every bound.
         rows.append(row if not rows or bool(np.all(row <= rows[-1])) else rows[-1])
     return tuple(tests), np.stack(rows)
+
+
+def union_boundaries(looks: tuple[int, ...], tau: float, alpha: float, pixels: int, tests: int) -> np.ndarray:
+    """Boundaries whose error is at most α by the union bound over the looks; the exact sum is not needed.
+
+    Up to `EXACT_UP_TO` copies these are the plain `boundaries` at α/tests, which leave no room for the wrong side: the
+    caller checks the exact sum. Beyond, the level is lowered until tests·Σ_j S_τ(b_j) + pixels·Σ_j S_½(b_j) ≤ α.
+    """
+    if looks[-1] <= EXACT_UP_TO:
+        return boundaries(looks, tau, alpha / tests)
+    share = 1.0 - 2.0**-10
+    while True:
+        row = boundaries(looks, tau, share * alpha / tests)
+        at_tau, at_half = (sum(float(upper_tail(n, p)[b]) for n, b in zip(looks, row, strict=True)) for p in (tau, 0.5))
+        if tests * at_tau + pixels * at_half <= alpha:
+            return row
+        share /= 2
 
 
 def _allowed(looks: Sequence[int], bounds: np.ndarray, tau: float, alpha: float, pixels: int, tests: int) -> bool:

@@ -16,6 +16,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from scipy import optimize, sparse, stats
 
+from certframe.statistics import sequential
 from certframe.statistics.corrections import bonferroni_threshold, min_copies
 from certframe.statistics.sequential import (
     boundaries,
@@ -351,3 +352,20 @@ def test_chances_at_the_ends() -> None:
     assert np.all(chances(10, 8, 20)[8:] == 1.0)
     assert chances(10, 8, 10).tolist() == [0.0] * 8 + [1.0] * 3
     assert not chances(10, 21, 20).any()
+
+
+@pytest.mark.parametrize("tau", [0.5, 0.6, 0.9])
+@pytest.mark.parametrize("tests", [1, 49])
+def test_boundaries_for_many_copies_keep_the_level_without_the_exact_sum(tau: float, tests: int) -> None:
+    """Beyond `EXACT_UP_TO` the union bound is used, wrong side included; the exact sum confirms it here."""
+    looks = sequential.geometric_looks(sequential.EXACT_UP_TO + 500)
+    row = sequential.union_boundaries(looks, tau, 0.05, 49, tests)
+    at_tau, at_half = (sequential.crossing_probability(looks, row, p) for p in (tau, 0.5))
+    assert tests * at_tau + 49 * at_half <= 0.05
+    assert tests * at_tau + 49 * at_half >= 0.05 / 8  # and it is not idle
+
+
+def test_a_hundred_thousand_copies_are_planned_at_once() -> None:
+    looks = sequential.geometric_looks(100_000)
+    _, bounds = sequential.ladder(looks, 0.75, 0.001, 224 * 224, calibrated=True, step_down=True)
+    assert bool(np.all(bounds[0] <= np.array(looks)))
