@@ -7,6 +7,7 @@ import importlib.metadata
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import Any, get_args
 
 import certframe_zennit
@@ -199,3 +200,12 @@ def test_the_entry_point() -> None:
     assert points[0].name == "zennit"
     assert points[0].dist is not None
     assert points[0].dist.name == "certframe-zennit"
+
+
+def test_the_readme_lists_the_options_and_composites() -> None:
+    text = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    for name, field in Lrp.Options.model_fields.items():
+        shown = f"{field.default:g}" if isinstance(field.default, float) else f"`{field.default}`"
+        assert f"| `{name}` | {shown.replace('e-06', 'e-6')} |" in text
+    for name in get_args(Name):
+        assert f"| `{name}` |" in text
