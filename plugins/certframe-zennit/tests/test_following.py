@@ -131,6 +131,14 @@ class ShapesAndSizes(Plain):
         return self.fc2(self.relu3(self.fc1(a.flatten(1) if a.ndim == 4 else a))) + torch.zeros(rows, 1)
 
 
+class NormalisedInPlace(Plain):
+    def forward(self, x: Tensor) -> Tensor:
+        x += 1
+        x.mul_(0.5)
+        x *= 2
+        return super().forward(x.sub_(1))
+
+
 class Hooked(Plain):
     def __init__(self) -> None:
         super().__init__()
@@ -139,7 +147,7 @@ class Hooked(Plain):
 
 
 WAYS = [ReusedInPlace, ReusedOutOfPlace, Functional, InPlaceWithoutAssignment, ModulesMadeInForward, Clamped,
-        WithDropout, FoldedByHand, DenseAsConvolution, ShapesAndSizes, Hooked]
+        WithDropout, FoldedByHand, DenseAsConvolution, ShapesAndSizes, NormalisedInPlace, Hooked]
 
 
 @pytest.mark.parametrize("composite", ["epsilon-plus-box", "epsilon-gamma-box", "epsilon-alpha2-beta1-flat"])
@@ -149,6 +157,13 @@ def test_the_same_network_written_otherwise_has_the_same_relevance(way: type[nn.
     assert expected.abs().max() > 0.01
     found = explain(way(), composite=composite)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+def test_a_network_that_works_on_its_input_in_place_does_not_work_on_ours() -> None:
+    x = X.clone()
+    model = certframe.TorchModel(NormalisedInPlace().eval(), (2, 8, 8), classes="abc")  # classes: no dry run
+    Lrp().attribute(model, x, TARGETS, rng=None)
+    assert torch.equal(x, X)
 
 
 def test_a_compiled_model_is_followed_through_its_code() -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -96,7 +96,7 @@ class _Assignment:
         if self.tape.output not in self.data:
             raise Unfit("its logits depend on the layer through gates or attention weights only")
         extra = [value for column in zip(*self.variants_of_sites(), strict=True) for value in column]
-        before = [Call(step.function, step.args, step.kwargs, step.outputs) for step in self.normalisation]
+        before = [_call(step) for step in self.normalisation]
         return Assigned(Program(self.tape.inputs, before, self.sites, self.tape.constants),
                         Program([*self.sites, *extra], self.calls, [self.tape.output], self.tape.constants),
                         self.references)
@@ -153,8 +153,7 @@ class _Assignment:
     def _constant(self, step: Step) -> None:
         """A step that no relevance goes through."""
         picture = any(value in self.data or value in self.fixed for value in step.inputs)
-        function = _without_gradient(step.function) if picture else step.function
-        self.calls.append(Call(function, step.args, step.kwargs, step.outputs, step.many))
+        self.calls.append(_call(step, gradient=not picture))
         if picture:
             self.fixed.update(step.outputs)
         self._note_sign(step)
@@ -204,8 +203,8 @@ class _Assignment:
     def _homogeneous(self, step: Step) -> None:
         if step.name == "pad" and arguments(step)["value"] not in (None, 0, float("-inf")):
             raise Unfit(f"there is no rule for {step} with a value other than 0")
-        function, kwargs = operations.out_of_place(step)
-        self._emit(step, function, *step.args, **kwargs)
+        call = _call(step)
+        self._emit(step, call.function, *call.args, **call.kwargs)
         given = [value for value in step.inputs if value in self.data]
         if step.name in ROUTING and all(value in self.variants for value in given):
             columns = zip(*(self.variants[value] for value in given), strict=True)
@@ -215,9 +214,8 @@ class _Assignment:
 
     def _again(self, step: Step, names: dict[Value, Value]) -> list[Value]:
         """Do to other tensors what a step does."""
-        function, kwargs = operations.out_of_place(step.renamed(names))
         outputs = [self.tape.new_value() for _ in step.outputs]
-        self.calls.append(Call(function, step.renamed(names).args, kwargs, tuple(outputs), step.many))
+        self.calls.append(replace(_call(step.renamed(names)), outputs=tuple(outputs)))
         return outputs
 
     def _sum(self, step: Step) -> None:
@@ -228,7 +226,7 @@ class _Assignment:
             args = [self._without_shift(term) for term in args[0]], *args[1:]
         elif not self.shifts:
             args = tuple(self._without_shift(term) for term in args)
-        self._emit(step, SUMS[step.name], *args, **step.kwargs)
+        self._emit(step, _call(step).function, *args, **step.kwargs)
 
     def _without_shift(self, term: Any) -> Any:
         if not isinstance(term, Value) or term in self.data:
@@ -241,7 +239,7 @@ class _Assignment:
         data = [value for value in step.inputs if value in self.data]
         if len(data) > 1 or (step.name == "div" and step.args[0] not in data):
             raise Unfit(f"{step} combines activations in a way that has no rule")
-        self._emit(step, PRODUCTS[step.name], *step.args, **step.kwargs)
+        self._emit(step, _call(step).function, *step.args, **step.kwargs)
 
     def _batch_norm(self, step: Step) -> None:
         found = operations.batch_norm_arguments(step, self.tape)
@@ -287,6 +285,12 @@ _OTHERS: dict[str, Callable[[_Assignment, Step], None]] = {
     "batch_norm": _Assignment._batch_norm, "group_norm": _Assignment._norm, "layer_norm": _Assignment._norm,
     "multi_head_attention_forward": _Assignment._multi_head_attention, "rms_norm": _Assignment._rms_norm,
     "scaled_dot_product_attention": _Assignment._attention}
+
+
+def _call(step: Step, *, gradient: bool = True) -> Call:
+    """The step as it is, but not in place; without a gradient if that is not wanted."""
+    function, kwargs = operations.out_of_place(step)
+    return Call(function if gradient else _without_gradient(function), step.args, kwargs, step.outputs, step.many)
 
 
 def _without_gradient(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -162,6 +162,8 @@ def _limits(step: Step) -> tuple[Any, Any]:
 def out_of_place(step: Step) -> tuple[Callable[..., Any], dict[str, Any]]:
     """The function and the keyword arguments of a step, without working in place."""
     function, name = step.function, step.function.__name__
-    if name.endswith("_") and not name.startswith("__"):
+    if step.name in SUMS or step.name in PRODUCTS:
+        function = SUMS.get(step.name) or PRODUCTS[step.name]
+    elif name.endswith("_") and not name.startswith("__"):
         function = getattr(Tensor, name.rstrip("_"))
     return function, {key: False if key == "inplace" else value for key, value in step.kwargs.items()}
