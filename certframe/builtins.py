@@ -65,6 +65,12 @@ def certframe_metrics(register: Register) -> None:
     """Numbers from certificates."""
     register("certified-rate", "certframe.metrics.certified_rate:CertifiedRate",
              "shares of certified important, certified unimportant and abstaining pixels")
+    register("deletion", "certframe.metrics.deletion:Deletion",
+             "area under the score while the most important pixels are replaced")
+    register("insertion", "certframe.metrics.deletion:Insertion",
+             "area under the score while the most important pixels are revealed")
+    register("mu-fidelity", "certframe.metrics.mu_fidelity:MuFidelity",
+             "correlation of a set's importance with the fall of the score without it")
 
 
 @hookimpl

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from certframe import protocols
-from certframe.sparsifiers.ranking import Ranking, Several, label, rank
+from certframe.ranking import Ranking, Several, label, rank
 from certframe.sparsifiers.top_k import top_k
 
 

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from certframe import protocols
-from certframe.sparsifiers.ranking import Ranking, Several, label, rank
+from certframe.ranking import Ranking, Several, label, rank
 
 
 class Threshold:
