@@ -65,12 +65,22 @@ def certframe_metrics(register: Register) -> None:
     """Numbers from certificates."""
     register("certified-rate", "certframe.metrics.certified_rate:CertifiedRate",
              "shares of certified important, certified unimportant and abstaining pixels")
+    register("gridpg", "certframe.metrics.pointing:GridPG",
+             "share of the positive importance in the cell of the class, on a grid of pictures")
+    register("certified-gridpg", "certframe.metrics.pointing:CertifiedGridPG",
+             "share of the certified important pixels in the cell of the class, on a grid of pictures")
+    register("certified-faithfulness", "certframe.metrics.certified_faithfulness:CertifiedFaithfulness",
+             "fall of the score while what is certified important is removed")
     register("deletion", "certframe.metrics.deletion:Deletion",
              "area under the score while the most important pixels are replaced")
     register("insertion", "certframe.metrics.deletion:Insertion",
              "area under the score while the most important pixels are revealed")
     register("mu-fidelity", "certframe.metrics.mu_fidelity:MuFidelity",
              "correlation of a set's importance with the fall of the score without it")
+    register("localization", "certframe.metrics.localization:Localization",
+             "overlap, energy and concentration of the importance in boxes, clean and certified")
+    register("top-k-overlap", "certframe.metrics.top_k_overlap:TopKOverlap",
+             "share of the top pixels that stays under noise, as observed")
 
 
 @hookimpl
