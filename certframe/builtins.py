@@ -21,6 +21,7 @@ def certframe_attributors(register: Register) -> None:
         ("vargrad", "gradient:VarGrad", "variance of the gradient over noisy inputs"),
         ("guided-backprop", "guided:GuidedBackprop", "gradient that only rises through rectifiers"),
         ("integrated-gradients", "path:IntegratedGradients", "mean gradient on the way from a constant image"),
+        ("deeplift", "deeplift:DeepLift", "contributions to the difference from a constant image, by the rescale rule"),
         ("occlusion", "occlusion:Occlusion", "fall of the logit when a patch is covered"),
         ("cam", "cam:Cam", "class activation map"),
         ("grad-cam", "cam:GradCam", "gradient-weighted class activation map"),
