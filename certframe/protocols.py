@@ -214,7 +214,8 @@ class Certificate:
 
     Attributes:
         certifier: name of the certifier, with `options`, its resolved options.
-        subject: what the claim is about: ``"pixel-label"``, ``"rank"``, ``"overlap"``, ``"class"``, ``"value"``.
+        subject: what the claim is about: ``"pixel-label"``, ``"band"``, ``"rank"``, ``"overlap"``, ``"class"``,
+            ``"value"``.
         norm: the norm of the ball, ``"l2"``.
         radius: in pixel units; for claims with a radius per pixel see `arrays`.
         confidence: 1 − α, over the sampling of the noise; 1.0 for a deterministic proof.
@@ -246,6 +247,11 @@ class Certificate:
     statement: str
     arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+
+    @property
+    def about_labels(self) -> bool:
+        """Whether the labels are the claim; for ranks, overlaps and values they are filled in or say less."""
+        return self.subject not in ("rank", "overlap", "value") and bool(self.labels.size)
 
 
 @runtime_checkable
@@ -305,6 +311,12 @@ class Explanation:
     model: Model | None = None
     extras: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def carries(self) -> frozenset[str]:
+        """What it has of what a metric may require: ``"labels"`` when they are the claim, ``"model"``, the extras."""
+        own = {"labels": self.certificate.about_labels, "model": self.model is not None}
+        return frozenset({*self.extras, *(name for name, there in own.items() if there)})
+
 
 @runtime_checkable
 class Metric(Protocol):
@@ -313,7 +325,10 @@ class Metric(Protocol):
     Options: ClassVar[type[BaseModel]]
     @property
     def requires(self) -> frozenset[str]:
-        """What the explanation must carry: ``"model"``, or keys of `extras` such as ``"boxes"`` or ``"grid"``."""
+        """What the explanation must carry (`Explanation.carries`), else the metric is left out.
+
+        ``"labels"`` for what counts certified pixels, ``"model"``, and keys of `extras` such as ``"boxes"``.
+        """
         ...
 
     def compute(self, explanation: Explanation) -> Mapping[str, float]:

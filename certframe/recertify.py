@@ -14,6 +14,8 @@ from certframe.worker import cells_of, component_key
 def recertify(run: Run, component: Component, registry: Registry | None = None) -> str:
     """Certify everything that is finished with another certifier, and measure what needs no model.
 
+    With one of the run's own certifiers what the run has measured with the model is kept.
+
     Returns:
         The certifier's key in the run's files and table.
 
@@ -26,19 +28,20 @@ def recertify(run: Run, component: Component, registry: Registry | None = None) 
     for image in run.image_keys():
         record = None
         for cell in cells_of(run.config):
-            if not run.tally_path(image, cell.key).exists():
+            why_stopped = run.why_stopped(image, cell.key)
+            if why_stopped is None:
                 continue
             tally = run.tally(image, cell.key)
             if not found:
                 _require_samples(certifier, component, tally)
             record, found = record or run.image(image), found + 1
             explanation = explanation_of(record.prepared, cell.attributor, tally, certifier.certify(tally))
-            values: dict[str, float] = {}
+            values = run.metrics(image, cell.key, key)
             for metric in metrics:
-                if metric.requires <= set(explanation.extras):
+                if metric.requires <= explanation.carries:
                     values |= metric.compute(explanation)
             run.save_result(explanation, image, cell.key, run.config.attributor[cell.attributor].name, key,
-                            metrics=values, stopped="certified again")
+                            metrics=values, stopped=why_stopped)
     if not found:
         raise UsageError(f"{run.path} has no finished image yet: let 'certframe run' finish one first")
     run.write_table()

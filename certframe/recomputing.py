@@ -24,8 +24,6 @@ from certframe.worker import component_key, cuts_of, guard
 
 ROUNDING, MODEL_ROUNDING = 1e-9, 1e-5
 """Relative differences that are put down to another version of a numerical library, or to the arithmetic of a model."""
-AGAIN = "certified again"
-"""How the ledger marks certificates that `certframe certify` made."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +66,7 @@ class _Recomputer:
         for (image, cell), some in groups.items():
             if record is None or record.key != image:
                 record = self._record(image)
+            self._strangers(some)
             self._group(image, cell, some, record)
         yield self.tallies.check("tallies", f"SHA-256 of {self.tallies.count} tallies, and that they are of this run")
         yield self.certificates.check("certificates", f"SHA-256 of {self.certificates.count} certificates, and that "
@@ -93,11 +92,16 @@ class _Recomputer:
                 self.files.findings.append(f"ledger/{part.name}: its rows are about something else")
             elif cell not in self.means.specs:
                 self.files.findings.append(f"ledger/{part.name}: the run has no such method and noise level")
-            elif certifier not in self.own and rows[0]["stopped"] != AGAIN:
-                self.files.findings.append(f"ledger/{part.name}: the run has no such certifier, and the part is not "
-                                           f"marked as '{AGAIN}'")
             else:
                 yield part
+
+    def _strangers(self, parts: list[Part]) -> None:
+        """Certifying again begins when the run's own certifiers are done."""
+        missing = sorted(self.own - {part.certifier for part in parts})
+        strangers = [part for part in parts if part.certifier not in self.own]
+        if missing and strangers:
+            self.files.findings.append(f"ledger/{strangers[0].name}: the run has no such certifier, and its own "
+                                       f"{missing[0]} has not certified this yet")
 
     def _record(self, image: str) -> ImageRecord | None:
         try:
@@ -215,11 +219,11 @@ class _Recomputer:
     # -- its metrics --------------------------------------------------------------------------------------------------
 
     def _measure(self, part: Part, tally: Tally, certificate: Certificate, record: ImageRecord) -> None:
-        spec, first = self.means.specs[part.cell], part.rows[0]
+        spec = self.means.specs[part.cell]
         name = f"ledger/{part.name}"
         facts = {"name": record.prepared.name, "attributor": self.config.attributor[spec.attributor].name,
                  "sigma": spec.sigma, "samples": tally.samples}
-        if first["stopped"] != AGAIN and (stopped := self._stopped(tally)) is not None:
+        if (stopped := self._stopped(tally)) is not None:
             facts["stopped"] = stopped
         for key, value in facts.items():
             wrong = {row[key] for row in part.rows} - {value}
@@ -246,10 +250,10 @@ class _Recomputer:
                 self.metrics.unchecked.append(metric)
                 complete = False
                 continue
-            if not metric.requires <= {"model", *explanation.extras}:
+            if not metric.requires <= {"model", *explanation.carries}:
                 continue
             needs, model = "model" in metric.requires, None
-            if needs and part.rows[0]["stopped"] == AGAIN:
+            if needs and part.certifier not in self.own:
                 continue  # certifying again measures what needs no model
             if needs:
                 if isinstance(self.means.model, str):

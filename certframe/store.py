@@ -247,6 +247,17 @@ class Run:
         rows = [{**common, "metric": name, "value": float(value)} for name, value in values.items()]
         write_atomic(self.ledger_path(image, cell, certifier), _parquet(pa.Table.from_pylist(rows, schema=LEDGER)))
 
+    def metrics(self, image: str, cell: str, certifier: str) -> dict[str, float]:
+        """What the ledger says was measured; empty when there is nothing yet."""
+        path = self.ledger_path(image, cell, certifier)
+        rows = _read_part(path).to_pylist() if path.exists() else []
+        return {row["metric"]: row["value"] for row in rows}
+
+    def why_stopped(self, image: str, cell: str) -> str | None:
+        """Why the run drew no more copies; None as long as it has not certified them with all of its certifiers."""
+        paths = [self.ledger_path(image, cell, component_key(certifier)) for certifier in self.config.certifier]
+        return str(_read_part(paths[0])["stopped"][0]) if all(path.exists() for path in paths) else None
+
     def is_done(self, image: str) -> bool:
         """Whether every cell and certifier of the run is finished for an image."""
         return all(self.ledger_path(image, cell.key, component_key(certifier)).exists()
@@ -351,9 +362,12 @@ def _parquet(table: pa.Table) -> bytes:
 
 def _read_part(path: Path) -> pa.Table:
     try:
-        return pq.read_table(path, schema=LEDGER)
-    except (pa.ArrowInvalid, OSError) as error:
+        table = pq.read_table(path, schema=LEDGER)
+        if not table.num_rows:
+            raise ValueError("it has no rows")
+    except (pa.ArrowInvalid, OSError, ValueError) as error:
         raise _damaged(path, error) from error
+    return table
 
 
 def _as_bytes(image: np.ndarray) -> np.ndarray:

@@ -152,9 +152,8 @@ class Worker:
     def measure(self, explanation: Explanation) -> dict[str, float]:
         """All metrics of the run that the explanation has the ingredients for."""
         values: dict[str, float] = {}
-        have = {"model", *explanation.extras}
         for metric, component in zip(self.metrics, self.config.metric, strict=True):
-            if metric.requires <= have:
+            if metric.requires <= {"model", *explanation.carries}:
                 needs = "model" in metric.requires
                 values |= guard(component, lambda: dict(metric.compute(  # noqa: B023
                     replace(explanation, model=self.model) if needs else explanation)))  # noqa: B023

@@ -293,6 +293,13 @@ def test_an_edited_certificate_that_was_made_later_is_found(run: Run) -> None:
     assert "options" in only(findings(run), "certificates")
 
 
+def test_an_edited_reason_of_a_certificate_that_was_made_later_is_found(run: Run) -> None:
+    key = recertify(run, resolve_component("certifier", "radius"))
+    image, cell, _ = cell_of(run)
+    forge_part(run, image, cell, key, stopped="little was to come")
+    assert f"ledger/{image}/{cell}--{key}: stopped is" in only(findings(run, model=False), "metrics")
+
+
 def test_another_version_of_a_numerical_library_may_round_differently(run: Run) -> None:
     key = recertify(run, resolve_component("certifier", "radius"))
     image, cell, _ = cell_of(run)

@@ -77,7 +77,7 @@ class ImportanceBand:
         statement = (f"{probability(o.alpha, tally)}, every pixel's importance in {smoothed_map(tally)} lies within "
                      f"its band, at all levels jointly, {ball(radius, tally, o.tau)}.")
         return Certificate(
-            certifier="importance-band", options=o.model_dump(mode="json"), subject="rank", norm="l2", radius=radius,
+            certifier="importance-band", options=o.model_dump(mode="json"), subject="band", norm="l2", radius=radius,
             confidence=1.0 - o.alpha, family=tally.pixels * levels, function="smoothed", method="statistical",
             samples=tally.samples, sigma=tally.sigma, levels=tally.levels, labels=labels, statement=statement,
             arrays={"inner": inner.astype(np.int16), "outer": outer.astype(np.int16), "vote_thresholds": threshold},

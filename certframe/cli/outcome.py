@@ -86,7 +86,7 @@ def outcomes(run: Run, certifiers: Sequence[str]) -> list[Outcome]:
                 certificate = run.certificate(image, cell.key, key)
                 names = [text.level_name(level, sparsifier) for level in certificate.levels]
                 one.headlines.append(claim.headlines(certificate, names))
-                one.about_labels = claim.about_labels(certificate)
+                one.about_labels = certificate.about_labels
                 for name, labels in zip(names, certificate.labels if one.about_labels else (), strict=False):
                     share = float((labels == 1).mean()) + float((labels == 0).mean())
                     one.shares.setdefault(name, []).append(share)
@@ -151,12 +151,10 @@ def _table(rows: Sequence[Outcome], names: Sequence[str], cells: Sequence[Sequen
 
 
 def means(run: Run, found: Sequence[Outcome]) -> list[Mean]:
-    """The means of the metrics, without the shares of labels where labels are not what is claimed."""
-    from certframe.report.claim import LABEL_METRICS
+    """The means of the metrics."""
     from certframe.summary import summarise
-    about_labels = {one.certifier: one.about_labels for one in found}
-    return [m for m in summarise(run.table()) if m.certifier in about_labels
-            and (about_labels[m.certifier] or not m.metric.startswith(LABEL_METRICS))]
+    certifiers = {one.certifier for one in found}
+    return [m for m in summarise(run.table()) if m.certifier in certifiers]
 
 
 def as_json(run: Run, found: Sequence[Outcome], metrics: Sequence[Mean], report: Path | None) -> str:

@@ -12,13 +12,14 @@ class CertifiedRate:
     """Shares of certified important, certified unimportant and abstaining pixels, per level.
 
     For level K: ``certified1.K``, ``certified0.K``, ``abstain.K`` and ``certified.K``, the sum of the first two, each
-    in [0, 1]. Source: Anani et al., *Pixel-level Certified Explanations via Randomized Smoothing*, ICML 2025.
+    in [0, 1]; nothing for certificates that are not about labels. Source: Anani et al., *Pixel-level Certified
+    Explanations via Randomized Smoothing*, ICML 2025.
     """
 
     class Options(protocols.Options):
         """`certified-rate` has no options."""
 
-    requires: frozenset[str] = frozenset()
+    requires: frozenset[str] = frozenset({"labels"})
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()

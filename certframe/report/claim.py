@@ -12,7 +12,7 @@ The report knows these arrays, whoever made them; L levels, maps of h×w:
     class         [class, votes, certified]
     looks         numbers of copies at which an adaptive certifier looks, with `bounds`, the votes needed there
 
-Labels are shown unless one of the arrays makes the claim instead of them.
+Labels are shown when they are the claim (`Certificate.about_labels`).
 """
 
 from __future__ import annotations
@@ -25,15 +25,6 @@ import numpy as np
 from certframe.protocols import Certificate, Explanation
 from certframe.report import text
 from certframe.statistics.binomial import smoothing_radius
-
-LABEL_METRICS = ("certified.", "certified1.", "certified0.", "abstain.")
-"""Beginnings of the names of metrics that count labels."""
-
-
-def about_labels(certificate: Certificate) -> bool:
-    """Whether the labels are the claim; for overlaps, ranks and intervals they are filled in or say less."""
-    instead = {"overlap", "rank", "lower"} & certificate.arrays.keys()
-    return certificate.labels.ndim == 3 and bool(certificate.labels.size) and not instead
 
 
 def all_radii(certificate: Certificate) -> bool:

@@ -54,7 +54,7 @@ class Level:
 def levels(explanation: Explanation) -> list[Level]:
     """The levels of an explanation's certificate; none when it makes no claim about pixels."""
     labels = explanation.certificate.labels
-    if not claim.about_labels(explanation.certificate):
+    if not explanation.certificate.about_labels:
         return []
     return [Level(name, paint.label_map(level), rgb, one, zero, level.size)
             for name, level, rgb, (one, zero) in zip(text.level_names(explanation), labels,
@@ -69,7 +69,7 @@ def overlay(explanation: Explanation) -> Image.Image | None:
     below each other, is three times as high.
     """
     certificate = explanation.certificate
-    if not claim.about_labels(certificate):
+    if not certificate.about_labels:
         return None
     channels, height, width = explanation.image.shape
     if channels > 1 and certificate.labels.shape[1:] == (channels * height, width):

@@ -15,9 +15,6 @@ from certframe.report.page import Page, Panel, write
 from certframe.store import Run
 from certframe.worker import cells_of, component_key
 
-AGAIN = "certified again"
-"""What the ledger says of certificates made later; why no more copies were drawn is said of the first ones."""
-
 
 def write_report(run: Run, certifier: Component | None = None, path: Path | None = None) -> Path:
     """Write the report of what is finished.
@@ -47,19 +44,20 @@ def _panels(run: Run, certifiers: list[Component]) -> Iterator[Panel]:
     instances = {component_key(c): (c.build(), name) for c, name in zip(certifiers, distinct(certifiers), strict=True)}
     methods = distinct(run.config.attributor)
     values: dict[tuple[str, str, str], dict[str, float]] = {}
-    stopped: dict[tuple[str, str], str] = {}
+    stopped: dict[tuple[str, str, str], str] = {}
     for row in run.table().to_pylist():
-        values.setdefault((row["image"], row["cell"], row["certifier"]), {})[row["metric"]] = row["value"]
-        if row["stopped"] != AGAIN:
-            stopped[row["image"], row["cell"]] = row["stopped"]
+        part = (row["image"], row["cell"], row["certifier"])
+        values.setdefault(part, {})[row["metric"]] = row["value"]
+        stopped[part] = row["stopped"]
     for image in run.image_keys():
         record = None
         for cell in cells_of(run.config):
             for key, (instance, proof) in instances.items():
-                if (image, cell.key, key) in values:
+                part = (image, cell.key, key)
+                if part in values:
                     record = record or run.image(image)
                     yield Panel(methods[cell.attributor], cell.sigma, run.explanation(image, cell.key, key, record),
-                                instance, values[image, cell.key, key], proof, stopped.get((image, cell.key), ""))
+                                instance, values[part], proof, stopped[part])
 
 
 def command_of(config: Any) -> str:

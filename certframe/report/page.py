@@ -23,7 +23,7 @@ from certframe.files import disk_error
 from certframe.report import chart, claim, levels, paint, plates, slider, text
 from certframe.report.levels import Level
 from certframe.report.templates import environment, source
-from certframe.report.totals import Panel, Row, Totals, metrics_of
+from certframe.report.totals import Panel, Row, Totals
 
 __all__ = ["Page", "Panel", "render", "write"]
 
@@ -122,7 +122,7 @@ def _panel(panel: Panel, totals: Totals, codes: dict[str, int]) -> dict[str, Any
     drawn = chart.charts(explanation, panel.certifier)
     return {
         "panel": panel, "explanation": explanation, "certificate": certificate, "row": row,
-        "metrics": metrics_of(panel),
+        "metrics": dict(panel.metrics),
         "number": totals.panels, "picture": paint.picture(explanation.image), "heat": paint.heat(explanation.map),
         "shape": certificate.labels.shape[1:] if shown else (1, 1), "levels": shown, "names": names,
         "overlay": levels.overlay(explanation), "legend": levels.legend(explanation),

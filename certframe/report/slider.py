@@ -66,7 +66,7 @@ class Slider:
 def make(certifier: Certifier | Any, certificate: Certificate, tally: Tally) -> Slider | None:
     """The slider's data, or None when the certifier does not offer it or it would not show the certificate itself."""
     own = 0.5 if claim.all_radii(certificate) else certificate.options.get("tau")
-    if own is None or not claim.about_labels(certificate):
+    if own is None or not certificate.about_labels:
         return None
     if hasattr(certifier, "evidence") and hasattr(certifier, "vote_thresholds"):
         return _from_votes(certifier, certificate, tally, float(own))

@@ -91,7 +91,7 @@ class Totals:
         for level in shown:
             self.levels.setdefault(level.name)
             row.shares.setdefault(level.name, []).append((level.one, level.zero))
-        for metric, value in metrics_of(panel).items():
+        for metric, value in panel.metrics.items():
             row.metrics.setdefault(metric, []).append(float(value))
         for found in claim.headlines(certificate, text.level_names(panel.explanation)):
             row.headlines.setdefault(found.heading, {}).setdefault(found.name, (found.unit, []))[1].append(found.value)
@@ -110,10 +110,3 @@ class Totals:
             columns = list(dict.fromkeys(name for row in members for name in row.headlines[heading]))
             result.append(Table(heading, columns, members))
         return result
-
-
-def metrics_of(panel: Panel) -> dict[str, float]:
-    """The panel's metrics, without the areas of labels that claim nothing."""
-    if claim.about_labels(panel.explanation.certificate):
-        return dict(panel.metrics)
-    return {name: value for name, value in panel.metrics.items() if not name.startswith(claim.LABEL_METRICS)}

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from certframe import protocols
 from certframe.ranking import Ranking, Several, label, rank
-from certframe.sparsifiers.top_k import top_k
+from certframe.sparsifiers.top_k import next_largest, top_k
 
 
 def scale(scores: Tensor) -> Tensor:
@@ -43,11 +43,8 @@ def relax(scores: Tensor, gamma: float, tau: float) -> Tensor:
     flat = scores.flatten(1)
     n = flat.shape[1]
     full, kept = (math.ceil(Fraction(repr(share)) * n) for share in (gamma, tau))
-    order = flat.sort(dim=1, descending=True).values
-    values = _divided(flat, order[:, max(full, 1) - 1, None])
-    values = values.masked_fill(flat > order[:, full, None], 1.0) if full < n else torch.ones_like(values)
-    if kept < n:
-        values = values.masked_fill(flat <= order[:, kept, None], 0.0)
+    unit, full_above, none_up_to = next_largest(flat, (max(full, 1) - 1, full, kept))[:, :, None].unbind(dim=1)
+    values = _divided(flat, unit).masked_fill(flat > full_above, 1.0).masked_fill(flat <= none_up_to, 0.0)
     return values.reshape(scores.shape)
 
 

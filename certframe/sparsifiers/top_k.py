@@ -66,9 +66,7 @@ def top_k(scores: Tensor, k: Sequence[float]) -> Tensor:
     """
     flat = scores.flatten(1)
     counts = [_pixels(percent, flat.shape[1]) for percent in k]
-    select = _next_largest_on_cpu if scores.device.type == "cpu" else _next_largest
-    thresholds = select(flat, counts)
-    return scores[:, None] > thresholds[:, :, None, None]
+    return scores[:, None] > next_largest(flat, counts)[:, :, None, None]
 
 
 def _pixels(percent: float, total: int) -> int:
@@ -76,8 +74,15 @@ def _pixels(percent: float, total: int) -> int:
     return math.ceil(Fraction(str(percent)) * total / 100)
 
 
+def next_largest(flat: Tensor, counts: Sequence[int]) -> Tensor:
+    """(B,N) and L counts up to N → (B,L): the score that exactly `count` places of the descending order precede.
+
+    −∞ where all N do.
+    """
+    return (_next_largest_on_cpu if flat.device.type == "cpu" else _next_largest)(flat, counts)
+
+
 def _next_largest(flat: Tensor, counts: Sequence[int]) -> Tensor:
-    """(B,N) and L counts → (B,L): the score that exactly `count` places of the descending order precede."""
     ordered = flat.sort(dim=1, descending=True).values
     nothing = torch.full_like(flat[:, 0], -math.inf)
     # Slices, not an index tensor: that would have to be copied to the device, and the host would wait for it.

@@ -49,7 +49,8 @@ def available() -> dict[str, dict[str, Any]]:
 
 def sample_all(images: int, data: Path | None, out: Path, methods: dict[str, dict[str, Any]]) -> None:
     """Store a tally per image, method and resolution that differs; skip what is there."""
-    bench = Bench(resolve({"attributor": list(methods.values()), "samples": SAMPLES, "batch_size": BATCH}))
+    bench = Bench(resolve({"attributor": list(methods.values()), "samples": SAMPLES, "batch_size": BATCH,
+                           "channels_last": True}))
     sparsifier = bench.config.sparsifier.build()
     cells = dict(zip(methods, bench.cells.values(), strict=True))
     for sample in samples(images, data):

@@ -49,16 +49,15 @@ def schemes(sigma: float) -> list[Scheme]:
             *(("relaxed", tau) for tau in taus if tau > GAMMA)]
 
 
-def sparsifier_of(scheme: Scheme) -> Any:
-    """The sparsifier of a scheme, with one level."""
-    name, tau = scheme
-    every: dict[str, dict[str, Any]] = {"sparsified": {"tau": [tau]}, "relaxed": {"tau": tau, "gamma": GAMMA}}
-    options = every.get(name, {})
-    return resolve({"sparsifier": {"name": name, **options}}).sparsifier.build()
+def sparsifier_of(name: str, taus: Sequence[float]) -> Any:
+    """A sparsifier with these τ; only `sparsified` takes several, and has a level for each, the largest first."""
+    every: dict[str, dict[str, Any]] = {"sparsified": {"tau": list(taus)},
+                                        "relaxed": {"tau": taus[0], "gamma": GAMMA}}
+    return resolve({"sparsifier": {"name": name, **every.get(name, {})}}).sparsifier.build()
 
 
 class Together:
-    """Several one-level sparsifiers as one with as many levels, so that one pass over the copies serves all.
+    """Several sparsifiers as one with as many levels as there are schemes, so that one pass over the copies serves all.
 
     0/1 levels are summed as the numbers 0 and 1, exactly; `part` takes a scheme out again.
     """
@@ -67,8 +66,10 @@ class Together:
     binary = False
 
     def __init__(self, wanted: Sequence[Scheme]) -> None:
-        self._parts = [sparsifier_of(scheme) for scheme in wanted]
-        self.levels = tuple(key(scheme) for scheme in wanted)
+        alone = [scheme for scheme in wanted if scheme[0] != "sparsified"]
+        taus = sorted((tau for name, tau in wanted if name == "sparsified"), reverse=True)
+        self._parts = [*(sparsifier_of(name, [tau]) for name, tau in alone), sparsifier_of("sparsified", taus)]
+        self.levels = tuple(key(scheme) for scheme in (*alone, *(("sparsified", tau) for tau in taus)))
 
     def sparsify(self, maps: Tensor) -> Tensor:
         """(B,h,w) → (B,L,h,w) float32 in [0, 1]."""
@@ -96,7 +97,7 @@ def tally_path(out: Path, copies: int, sigma: float, name: str) -> Path:
 def sample_all(images: int, copies: int, data: Path | None, out: Path, sigmas: Sequence[float]) -> None:
     """Store the sums of every image and noise level; skip what is there."""
     bench = Bench(resolve({"attributor": {"name": "gradient", "channels": "stack"}, "sigma": list(sigmas),
-                           "samples": copies, "batch_size": BATCH}))
+                           "samples": copies, "batch_size": BATCH, "channels_last": True}))
     for sigma, cell in zip(sigmas, bench.cells.values(), strict=True):
         sampler = bench.sampler(Together(schemes(sigma)), (), copies, upsample=True)
         for sample in samples(images, data):

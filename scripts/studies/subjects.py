@@ -111,7 +111,7 @@ class Bench:
     def sampler(self, sparsifier: Any, cuts: Sequence[int], samples: int, *, upsample: bool) -> Sampler:
         """A sampler that keeps the counts apart at these cuts."""
         return Sampler(self.model, sparsifier, seed=self.config.seed, batch_size=self.config.batch_size, cuts=cuts,
-                       planned=samples, upsample=upsample,
+                       planned=samples, upsample=upsample, channels_last=self.config.channels_last,
                        identity={"weights": self.weights, "model": self.config.model.fingerprint})
 
 

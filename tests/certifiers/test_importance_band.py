@@ -114,7 +114,7 @@ def test_the_certificate_says_what_is_proven() -> None:
     tally = nested(nested_counts(5, 300), 300)
     before, certificate = tally.to_bytes(), made().certify(tally)
     assert isinstance(certificate, protocols.Certificate)
-    assert (certificate.certifier, certificate.subject, certificate.norm) == ("importance-band", "rank", "l2")
+    assert (certificate.certifier, certificate.subject, certificate.norm) == ("importance-band", "band", "l2")
     assert (certificate.function, certificate.method) == ("smoothed", "statistical")
     assert (certificate.samples, certificate.sigma, certificate.family) == (300, 0.25, 36)
     assert certificate.radius == pytest.approx(0.25 * stats.norm.ppf(0.75))

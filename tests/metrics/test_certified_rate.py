@@ -39,4 +39,4 @@ def test_known_shares() -> None:
     found = CertifiedRate().compute(explanation(np.array([[[1, 0], [0, ABSTAIN]]], np.int8)))
     assert found == {"certified1.0": 0.25, "certified0.0": 0.5, "abstain.0": 0.25, "certified.0": 0.75}
     assert all(type(value) is float for value in found.values())
-    assert CertifiedRate.requires == frozenset()
+    assert CertifiedRate.requires == {"labels"}

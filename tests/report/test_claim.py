@@ -12,12 +12,12 @@ from certframe.report import claim, text
     ("pixel", True), ("adaptive", True), ("radius", True), ("importance-band", True), ("class", True),
     ("top-k-overlap", False), ("certified-rank", False), ("quantile", False), ("real overlap", False)])
 def test_labels_are_the_claim_unless_something_else_is(every, kind, expected):
-    assert claim.about_labels(every(kind).explanation.certificate) is expected
+    assert every(kind).explanation.certificate.about_labels is expected
 
 
 def test_no_labels_are_no_claim(every):
     certificate = replace(every("pixel").explanation.certificate, labels=np.zeros((0, 0, 0), np.int8), levels=())
-    assert not claim.about_labels(certificate)
+    assert not certificate.about_labels
 
 
 def test_how_far_the_claim_reaches(every):

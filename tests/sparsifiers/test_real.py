@@ -31,7 +31,8 @@ def ranked(one: np.ndarray, ranking: str) -> np.ndarray:
 
 
 def quotient(score: float, unit: float) -> float:
-    return min(max(float(np.float32(score) / np.float32(unit)), 0.0), 1.0)
+    with np.errstate(over="ignore"):  # a large negative score in units of a tiny one: 0 in any case
+        return min(max(float(np.float32(score) / np.float32(unit)), 0.0), 1.0)
 
 
 @given(score_maps, rankings)

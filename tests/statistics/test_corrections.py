@@ -183,3 +183,18 @@ def test_min_copies_of_the_published_setting() -> None:
     assert min_copies(0.5, 0.001, 1, two_sided=False) == 10
     # Near 1 there are very many, and they are found without counting up to them.
     assert min_copies(1 - 1e-12, 0.001, 50176) == pytest.approx(1.7731e13, rel=1e-4)
+
+
+def test_near_one_half_a_larger_tau_may_certify_more() -> None:
+    """Sound, but odd: at τ = ½ a wrong label is as probable as can be, and all N pixels count for it.
+
+    Where most pixels pass, step-down takes them off the other term only. At τ = 0.55 the claim is stronger, yet a wrong
+    label is so improbable that the bound falls further. Bonferroni's bound, which never steps down, grows with τ.
+    """
+    n, alpha, pixels = 100, 0.001, 1000
+    votes = np.array([100] * (pixels - 1) + [73])
+    half, more = (holm_threshold(votes, n, tau, alpha) for tau in (0.5, 0.55))
+    assert half > 73 >= more
+    assert (1 + pixels) * tail(73, n, 0.5) > alpha
+    assert tail(73, n, 0.55) + pixels * tail(73, n, 0.45) <= alpha
+    assert np.all(np.diff([bonferroni_threshold(n, tau, alpha, pixels) for tau in np.linspace(0.5, 0.95, 46)]) >= 0)

@@ -17,15 +17,16 @@ from certframe.tally import REAL_UNIT, Tally
 def summed(copies: int = 40) -> tuple[torch.Tensor, Tally]:
     """Random maps and their sums by all schemes, as the sampler makes them."""
     maps = torch.rand(copies, 6, 5, generator=torch.Generator().manual_seed(0)) ** 3
-    levels = Together(schemes(SIGMA)).sparsify(maps).double()
+    together = Together(schemes(SIGMA))
+    levels = together.sparsify(maps).double()
     segments = (levels * REAL_UNIT).round().to(torch.int64).sum(dim=0)[None].numpy()
-    return maps, Tally(segments, ((0, copies),), tuple(map(key, schemes(SIGMA))), SIGMA, planned=copies, unit=REAL_UNIT)
+    return maps, Tally(segments, ((0, copies),), together.levels, SIGMA, planned=copies, unit=REAL_UNIT)
 
 
 @pytest.mark.parametrize("scheme", schemes(SIGMA), ids=key)
 def test_each_scheme_comes_out_as_if_it_had_been_alone(scheme: tuple[str, float]) -> None:
     maps, tally = summed()
-    alone = sparsifier_of(scheme).sparsify(maps)
+    alone = sparsifier_of(scheme[0], [scheme[1]]).sparsify(maps)
     found = part(tally, scheme)
     if alone.dtype == torch.bool:
         assert found.unit == 1
@@ -36,6 +37,7 @@ def test_each_scheme_comes_out_as_if_it_had_been_alone(scheme: tuple[str, float]
 
 
 def test_the_schemes_are_those_of_the_study() -> None:
+    assert set(Together(schemes(SIGMA)).levels) == set(map(key, schemes(SIGMA)))
     assert len(schemes(SIGMA)) == 2 + len(TAUS) + len(TAUS) - 1
     assert len(schemes(2 * SIGMA)) == 4
     assert variants(("sparsified", 0.1)) == ["hoeffding", "clopper-pearson"]

@@ -22,7 +22,7 @@ def _explanation(subject: Subject, metric: Metric, *, seed: int = 0) -> Explanat
     """What the metric requires, or `NotApplicable`."""
     model = subject.model()
     bare = fixtures.explanation(model if "model" in metric.requires else None, seed=seed)
-    wanted = set(metric.requires) - {"model"}
+    wanted = set(metric.requires) - bare.carries
     if not wanted:
         return bare
     example = getattr(subject.cls, "conformance_extras", None)
