@@ -67,10 +67,12 @@ class Adaptive:
         certified = codes < 2 * steps[:, None, None]
         share = float(certified.mean())
         if share >= o.target:
-            return True, f"{share:.1%} of the pixels are certified"
+            return True, f"target reached: {100 * share:.1f} % of the pixels are certified"
         to_come = self._expected(tally, ~certified, steps)
-        verdict = f"{share:.1%} of the pixels are certified and {to_come:.1%} are expected yet"
-        return to_come <= max(o.futility, (1.0 - o.enough) * (share + to_come)), verdict
+        enough = share > 0.0 and to_come <= (1.0 - o.enough) * (share + to_come)
+        verdict = "enough" if enough else "little to come" if to_come <= o.futility else "more to come"
+        return verdict != "more to come", (f"{verdict}: {100 * share:.1f} % of the pixels are certified, "
+                                           f"{100 * to_come:.1f} % more are expected by the end")
 
     def certify(self, tally: Tally) -> Certificate:
         """Certify every pixel that has crossed its bound at one of the looks so far.

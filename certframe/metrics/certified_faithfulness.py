@@ -54,7 +54,7 @@ class CertifiedFaithfulness:
         seed: Seed = 0
         batch: Batch = 32
 
-    requires = frozenset({"model"})
+    requires = frozenset({"labels", "model"})
     execution = frozenset({"batch"})
 
     def __init__(self, options: Options | None = None) -> None:

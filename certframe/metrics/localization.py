@@ -47,12 +47,14 @@ class Localization:
         return {"boxes": [[width / 4, height / 4, 3 * width / 4, 3 * height / 4]]}
 
     def compute(self, explanation: Explanation) -> Mapping[str, float]:
-        """Four numbers of the map and three of every level, without evaluating the model."""
+        """Four numbers of the map and three of every level that the certificate labels; the model is not evaluated."""
         inside = box_mask(explanation.extras["boxes"], explanation.image)
         z = map_on_pixels(explanation.map, explanation.image).double().numpy()
         result = {"localization.loc": box_overlap(z, inside), "localization.eg": energy_inside(z, inside),
                   "localization.pp": positive_share(z, inside), "localization.con": concentration(z, inside)}
         certificate = explanation.certificate
+        if not certificate.about_labels:
+            return result
         important = (labels_on_pixels(certificate.labels, explanation.image) == 1).astype(np.float64)
         for level, ones in zip(certificate.levels, important, strict=True):
             result[f"localization.certified-loc.{level}"] = box_overlap(ones, inside)

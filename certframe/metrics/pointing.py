@@ -59,6 +59,8 @@ class CertifiedGridPG(_Pointing):
     class Options(protocols.Options):
         """`certified-gridpg` has no options."""
 
+    requires = frozenset({"grid", "labels"})
+
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()
 

@@ -199,13 +199,16 @@ def test_it_stops_when_the_target_is_reached_or_little_is_left() -> None:
     counts[..., 9] = 87  # 91 %: neither certified nor hopeless
     tally = tally_of(np.concatenate([counts, np.zeros((3, 1, 10, 10), int)]), (96, 136, 192, 200),
                      copies=((0, 96),), planned=200)
-    for options, stop, said in (({}, False, "and 8.9% are expected yet"), ({"target": 0.9}, True, "90.0% of the pix"),
-                                ({"futility": 0.09}, True, "8.9%"), ({"futility": 0.088}, False, "8.9%"),
-                                ({"enough": 0.91}, True, "8.9%"), ({"enough": 0.911}, False, "8.9%")):
+    for options, stop, said in (({}, False, "more to come: 90.0 % of the pixels are certified, 8.9 % more"),
+                                ({"target": 0.9}, True, "target reached: 90.0 % of the pixels are certified"),
+                                ({"futility": 0.09}, True, "little to come: 90"), ({"futility": 0.088}, False, "8.9 %"),
+                                ({"enough": 0.91}, True, "enough: 90.0 %"), ({"enough": 0.911}, False, "8.9 %")):
         verdict, reason = made(step_down=False, **options).done(tally)
         assert (verdict, said in reason) == (stop, True), (options, reason)
     hopeless = replace(tally, segments=tally.segments // 2)
-    assert made().done(hopeless) == (True, "0.0% of the pixels are certified and 0.0% are expected yet")
+    assert made().done(hopeless) == (
+        True, "little to come: 0.0 % of the pixels are certified, 0.0 % more are expected by the end")
+
 
 
 def test_what_is_expected_at_the_end_is_what_comes() -> None:
