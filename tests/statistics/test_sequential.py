@@ -365,6 +365,20 @@ def test_boundaries_for_many_copies_keep_the_level_without_the_exact_sum(tau: fl
     assert tests * at_tau + 49 * at_half >= 0.05 / 8  # and it is not idle
 
 
+@pytest.mark.parametrize("tests", [224 * 224, 5000])
+def test_what_the_union_bound_costs_beyond(monkeypatch: pytest.MonkeyPatch, tests: int) -> None:
+    """At most two more votes than with exact spending at 8192 planned copies: about 2 % more copies make up for it."""
+    looks, pixels = sequential.geometric_looks(8192), 224 * 224
+    assert looks[-1] > sequential.EXACT_UP_TO
+    union = sequential.union_boundaries(looks, 0.75, 0.001, pixels, tests)
+    monkeypatch.setattr(sequential, "EXACT_UP_TO", looks[-1])
+    more = union - calibrated_boundaries(looks, 0.75, 0.001, pixels, tests)
+    assert more.min() >= 0
+    assert 1 <= more.max() <= 2
+    above = union[-1] / looks[-1] - 0.75  # what a share of the votes has to exceed τ by falls with √n
+    assert 1.0 < (above / (above - more[-1] / looks[-1])) ** 2 < 1.021
+
+
 def test_a_hundred_thousand_copies_are_planned_at_once() -> None:
     looks = sequential.geometric_looks(100_000)
     _, bounds = sequential.ladder(looks, 0.75, 0.001, 224 * 224, calibrated=True, step_down=True)
