@@ -49,10 +49,13 @@ def recertify(run: Run, component: Component, registry: Registry | None = None) 
 
 
 def _require_samples(certifier: Certifier, component: Component, tally: Tally) -> None:
-    """Refuse, before anything is written, what so few copies cannot certify anywhere."""
-    needed = certifier.min_samples(tally.pixels, len(tally.levels))
-    if tally.samples < needed:
+    """Refuse, before anything is written, what so few copies cannot certify anywhere.
+
+    An image whose copies ended early abstains if these are too few; others of the run may have more.
+    """
+    needed, most = certifier.min_samples(tally.pixels, len(tally.levels)), max(tally.planned, tally.samples)
+    if most < needed:
         height, width = tally.segments.shape[2:]
-        raise UsageError(f"the {tally.samples} copies of this run cannot certify anything: certifier "
+        raise UsageError(f"the {most} copies of this run cannot certify anything: certifier "
                          f"'{component.name}' needs at least {needed} for maps of {height}×{width} (choose a smaller "
                          "tau or a larger alpha, or run again with more samples)")

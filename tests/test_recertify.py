@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import toys
@@ -22,7 +23,7 @@ def registry() -> Registry:
     return toys.registry()
 
 
-def made(registry: Registry, path: Path, **settings: object) -> Run:
+def made(registry: Registry, path: Path, **settings: Any) -> Run:
     return execute(toys.configure(registry, **settings), path, registry=registry)
 
 
@@ -51,6 +52,20 @@ def test_another_certifier_knows_why_the_copies_ended(registry: Registry, tmp_pa
     first = ledger(run, component_key(run.config.certifier[0]))
     for part, (_, stopped, samples) in ledger(run, key).items():
         assert (stopped, samples) == first[part][1:]
+
+
+def test_an_image_whose_copies_ended_early_may_abstain(registry: Registry, tmp_path: Path) -> None:
+    """It is no reason to refuse the run: another image of it may have all copies."""
+    run = made(registry, tmp_path / "run", certifier="adaptive", samples=400, options=["certifier.enough=0.3"])
+    again = resolve_component("certifier", "adaptive", ["certifier.tau=0.93"], registry=registry)
+    first = run.tally(run.image_keys()[0], run.table()["cell"][0].as_py())
+    needed = again.build(registry).min_samples(first.pixels, len(first.levels))
+    assert first.samples < needed <= first.planned
+    key = recertify(run, again, registry)
+    assert all(value == 0 for (image, metric), (value, _, _) in ledger(run, key).items()
+               if image == run.image_keys()[0] and metric.startswith("certified."))
+    with pytest.raises(UsageError, match="the 400 copies of this run cannot certify anything"):
+        recertify(run, resolve_component("certifier", "adaptive", ["certifier.tau=0.99"], registry=registry), registry)
 
 
 @pytest.mark.parametrize("name", ["top-k-overlap", "certified-rank"])

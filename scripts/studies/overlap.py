@@ -252,9 +252,9 @@ def size(images: Mapping[float, Sequence[Path]], copies: int) -> str:
     """What the tables are from, in a sentence."""
     count = len(images[SIGMA])
     low, high = order_statistics(count, SHARE)
-    ends = (f"the {low}. value" if low else "0"), (f"the {high}. value" if high <= count else "1")
+    ends = f"value {low}" if low else "0", f"value {high}" if high <= count else "1"
     interval = ("In brackets the 95 % confidence interval of the 60th percentile over images: from "
-                f"{ends[0]} to {ends[1]} in ascending order." if ends != ("0", "1") else
+                f"{ends[0]} to {ends[1]} of the {count} in ascending order." if ends != ("0", "1") else
                 "So few images give no confidence interval of a percentile.")
     return (f"{count} images, q = {copies} copies, N = 224·224·3, K = {K:g} % of N, p = {1 - ALPHA:g}, γ = {GAMMA:g}. "
             f"Hoeffding's margin is {hoeffding_margin(copies, 224 * 224 * 3, 1 - ALPHA):.4f}. {interval}")
