@@ -88,6 +88,13 @@ def certframe_metrics(register: Register) -> None:
 def certframe_datasets(register: Register) -> None:
     """Pictures."""
     register("folder", "certframe.datasets.folder:Folder", "a picture, a folder, class subfolders, or a CSV")
+    register("imagenet", "certframe.datasets.imagenet:ImageNet",
+             "ImageNet's validation images in the usual layouts, as imagenet:PATH")
+    register("boxes", "certframe.datasets.boxes:Boxes",
+             "pictures with boxes: Pascal-VOC XML, COCO JSON, JSON or CSV, as boxes:PATH")
+    register("grid", "certframe.datasets.grid:Grid", "grids of pictures of different classes, as grid:FOLDER")
+    register("cifar10", "certframe.datasets.arrays:Cifar10", "CIFAR-10 from its binary files, as cifar10:PATH")
+    register("mnist", "certframe.datasets.arrays:Mnist", "MNIST from its idx files, as mnist:PATH")
     register("photos", "certframe.datasets.photos:Photos", "three photographs that scikit-image carries")
     register("digits", "certframe.datasets.digits:DigitImages", "held-out 8×8 digits, included")
 

@@ -6,6 +6,7 @@ cannot is refused in one line before anything is decoded, if possible.
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import warnings
@@ -53,6 +54,16 @@ def read_image(path: str | os.PathLike[str]) -> Image.Image:
             raise UsageError(f"{name} is an empty file: copy or download it again")
         with Image.open(file) as image:
             return _convert(image, name)
+
+
+def decode_image(data: bytes, name: str) -> Image.Image:
+    """Read a picture from the content of a file, as `read_image` does from a file; `name` is for messages.
+
+    Raises:
+        UsageError: it is broken, no picture, or too large.
+    """
+    with _refusing_in_one_line(f"picture '{name}'"), Image.open(io.BytesIO(data)) as image:
+        return _convert(image, f"picture '{name}'")
 
 
 def as_image(source: object) -> Image.Image | Tensor:

@@ -185,6 +185,7 @@ class Pipeline:
         config = self.config
         resolve_device(config.device)
         self.certifiers: list[Certifier] = [c.build(self.registry) for c in config.certifier]
+        self._needs = {c.name: frozenset(c.build(self.registry).requires) - {"labels", "model"} for c in config.metric}
         sparsifier = config.sparsifier.build(self.registry)
         require_samples(config, self.certifiers, 1, len(sparsifier.levels), "one pixel")
         require_fit(config, self.certifiers, sparsifier)
@@ -332,7 +333,16 @@ class Pipeline:
         if self.run.provenance["weights"] != prepared.weights:
             raise UsageError(f"{self.run.path} was begun with other model weights: give another directory with --out")
         self.run.save_image(prepared)
+        self._say_what_is_not_measured(prepared)
         job.begin(prepared, self.run, self.specs, self.config.samples, self._looks())
+
+    def _say_what_is_not_measured(self, prepared: Prepared) -> None:
+        """Once for every metric: an image lacks what it needs."""
+        for name, needs in list(self._needs.items()):
+            if missing := sorted(needs - prepared.extras.keys()):
+                del self._needs[name]
+                self.listener.note(f"metric '{name}' is left out where an image has no {' and no '.join(missing)}, as "
+                                   f"{prepared.name}: it is measured on data sets that give them")
 
     def _looks(self) -> list[int]:
         schedules = [s for certifier in self.certifiers if (s := certifier.looks(self.config.samples)) is not None]

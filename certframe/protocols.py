@@ -117,6 +117,9 @@ class Model(Protocol):
         """A picture of any size → (C,H,W) float32 in [0, 1] on the CPU, resized and cropped as the model expects."""
         ...
 
+    # A model may also have ``window(width, height)``, the left, top, right and bottom of the part of a picture that
+    # `preprocess` keeps, in pixels of the picture; the run then knows where the boxes of a data set are.
+
     def at(self, layer: str) -> Split:
         """Cut the model at ``"input"``, ``"final"`` (the last spatial feature map) or a module path.
 
@@ -338,7 +341,11 @@ class Metric(Protocol):
 
 @dataclass(frozen=True)
 class Sample:
-    """One item of a data set: a picture, or a tensor (C,H,W) in [0, 1] that needs no preprocessing."""
+    """One item of a data set: a picture, or a tensor (C,H,W) in [0, 1] that needs no preprocessing.
+
+    ``extras["boxes"]``, a list of [left, top, right, bottom], are in pixels of `image`, pixel 0 reaching from 0 to 1;
+    an explanation has them in pixels of the model's input.
+    """
 
     name: str
     image: Image | Tensor

@@ -127,16 +127,31 @@ class TorchModel:
 
     def fit(self, picture: Image.Image) -> Image.Image:
         """Resize until the picture just covers the crop window divided by `crop_pct`, then crop its centre."""
+        (width, height), (left, top) = self._placement(*picture.size)
+        if (width, height) != picture.size:
+            picture = picture.resize((width, height), INTERPOLATIONS[self.interpolation])
+        return picture.crop((left, top, left + self.input_size[2], top + self.input_size[1]))
+
+    def window(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of a picture of that size that the model sees after `fit`.
+
+        Returns:
+            left, top, right and bottom in pixels of the picture, pixel 0 reaching from 0 to 1; beyond the picture where
+            the crop is larger than it. A point at x of the picture is at (x − left) · W / (right − left) of the input.
+        """
+        (wide, tall), (left, top) = self._placement(width, height)
+        across, down = width / wide, height / tall
+        return (left * across, top * down, (left + self.input_size[2]) * across, (top + self.input_size[1]) * down)
+
+    def _placement(self, wide: int, tall: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The size that a picture of this width and height is resized to, and the left upper corner of the crop."""
         _, height, width = self.input_size
-        tall, wide = math.floor(height / self.crop_pct), math.floor(width / self.crop_pct)
-        if picture.width * tall <= picture.height * wide:
-            size = wide, max(tall, wide * picture.height // picture.width)
+        most_tall, most_wide = math.floor(height / self.crop_pct), math.floor(width / self.crop_pct)
+        if wide * most_tall <= tall * most_wide:
+            size = most_wide, max(most_tall, most_wide * tall // wide)
         else:
-            size = max(wide, tall * picture.width // picture.height), tall
-        if size != picture.size:
-            picture = picture.resize(size, INTERPOLATIONS[self.interpolation])
-        left, top = round((size[0] - width) / 2), round((size[1] - height) / 2)
-        return picture.crop((left, top, left + width, top + height))
+            size = max(most_wide, most_tall * wide // tall), most_tall
+        return size, (round((size[0] - width) / 2), round((size[1] - height) / 2))
 
     # -- layers
 

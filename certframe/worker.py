@@ -135,7 +135,7 @@ class Worker:
         maps = [self._guard(self.cells[firsts[i]], lambda cell: self.sampler.clean(subject, cell))
                 for i in range(len(self.config.attributor))]
         return Prepared(index, sample.name, image, subject.key, sample.label, target, subject.target_name, confidence,
-                        dict(sample.extras), maps, self.weights)
+                        extras_of(self.model, sample), maps, self.weights)
 
     def count(self, task: Count) -> dict[str, Tally]:
         """Tallies of the copies start, …, stop − 1, by cell."""
@@ -236,6 +236,37 @@ def to_pixels(model: Model, sample: Sample) -> Tensor:
         raise UsageError(f"image '{sample.name}' has values from {low:.4g} to {high:.4g}: pixels must be in [0, 1], "
                          "without the model's normalisation")
     return image
+
+
+def extras_of(model: Model, sample: Sample) -> dict[str, Any]:
+    """What the data set knows about the image, with boxes in pixels of the model's input.
+
+    Boxes of a picture are cut off at the edges of what the model sees; those that it does not see at all are left out,
+    and so is ``"boxes"`` when none is left. A tensor goes to the model as it is, and its boxes do.
+
+    Raises:
+        UsageError: the model does not say which part of a picture it sees.
+    """
+    extras = dict(sample.extras)
+    if "boxes" not in extras or isinstance(sample.image, torch.Tensor):
+        return extras
+    window = getattr(model, "window", None)
+    if window is None:
+        raise UsageError(f"image '{sample.name}' has boxes and this model does not say which part of a picture it "
+                         "sees: give its class a method window(width, height), or explain images without boxes")
+    left, top, right, bottom = window(*sample.image.size)
+    _, height, width = model.input_size
+    across, down = width / (right - left), height / (bottom - top)
+    moved = [[_clamped((x0 - left) * across, width), _clamped((y0 - top) * down, height),
+              _clamped((x1 - left) * across, width), _clamped((y1 - top) * down, height)]
+             for x0, y0, x1, y1 in extras.pop("boxes")]
+    if seen := [box for box in moved if box[0] < box[2] and box[1] < box[3]]:
+        extras["boxes"] = seen
+    return extras
+
+
+def _clamped(value: float, most: int) -> float:
+    return min(max(value, 0.0), float(most))
 
 
 @torch.no_grad()

@@ -718,3 +718,19 @@ def test_a_label_may_be_the_name_of_a_class() -> None:
     assert label(names, "crane") is None  # a bird and a machine
     assert label(names, "horse") is None
     assert label(names, "cat", given=2) == 2
+
+
+def test_what_is_not_measured_is_said_once(tmp_path: Path, go: Callable[..., Run]) -> None:
+    class Notes(Silent):
+        def __init__(self) -> None:
+            self.notes: list[str] = []
+
+        def note(self, message: str) -> None:
+            self.notes.append(message)
+
+    listener = Notes()
+    go(tmp_path / "run", listener=listener, metric=["certified-rate", "toy-needy"],
+       options=['metric.toy-needy.needs=["model", "grid"]'])
+    assert [n for n in listener.notes if n.startswith("metric")] == [
+        "metric 'toy-needy' is left out where an image has no grid, as toy 0: it is measured on data sets that give "
+        "them"]

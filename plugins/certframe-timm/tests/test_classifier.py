@@ -138,6 +138,24 @@ def test_pictures_are_prepared_as_timm_does(name: str) -> None:
         torch.testing.assert_close(model.preprocess(picture), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["resnet18.a1_in1k", "vit_base_patch16_siglip_224.webli"])
+def test_the_window_is_the_part_that_is_seen(name: str) -> None:
+    """A white rectangle keeps the width and height that the window gives it, squashed or not."""
+    network = timm.create_model("resnet18", num_classes=5)
+    network.pretrained_cfg = timm.get_pretrained_cfg(name).to_dict()
+    model = TimmClassifier(network)
+    for width, height in ((400, 300), (427, 640)):
+        pixels = np.zeros((height, width, 3), np.uint8)
+        x0, y0, x1, y1 = width // 3, height // 3, width // 3 * 2, height // 3 * 2
+        pixels[y0:y1, x0:x1] = 255
+        seen = model.preprocess(Image.fromarray(pixels))[0]
+        left, top, right, bottom = model.window(width, height)
+        across, down = 224 / (right - left), 224 / (bottom - top)
+        row, column = seen[int((height / 2 - top) * down)], seen[:, int((width / 2 - left) * across)]
+        assert float(row.sum()) == pytest.approx((x1 - x0) * across, abs=0.3)
+        assert float(column.sum()) == pytest.approx((y1 - y0) * down, abs=0.3)
+
+
 def test_class_names() -> None:
     names = class_names(timm.create_model("resnet18"))
     assert (len(names), len(set(names))) == (1000, 1000)

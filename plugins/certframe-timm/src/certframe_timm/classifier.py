@@ -36,10 +36,20 @@ class TimmClassifier(TorchModel):
     def fit(self, picture: Image) -> Image:
         """Resize and crop as the network was trained: keeping the proportions, or squashed to those of the input."""
         if self.crop_mode == "squash":
-            _, height, width = self.input_size
-            size = int(width / self.crop_pct), int(height / self.crop_pct)
-            picture = picture.resize(size, Resampling[self.interpolation.upper()])
+            picture = picture.resize(self._squashed(), Resampling[self.interpolation.upper()])
         return super().fit(picture)
+
+    def window(self, width: int, height: int) -> tuple[float, float, float, float]:
+        """The part of a picture of that size that the model sees after `fit`; see `certframe.TorchModel.window`."""
+        if self.crop_mode != "squash":
+            return super().window(width, height)
+        wide, tall = self._squashed()
+        left, top, right, bottom = super().window(wide, tall)
+        return left * width / wide, top * height / tall, right * width / wide, bottom * height / tall
+
+    def _squashed(self) -> tuple[int, int]:
+        _, height, width = self.input_size
+        return int(width / self.crop_pct), int(height / self.crop_pct)
 
     def final(self) -> Split:
         """The last feature map whose cells, or most of them, can move the logits."""
