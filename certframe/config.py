@@ -350,8 +350,8 @@ def _explain(error: ValidationError, model: type[BaseModel], what: str) -> str:
     if first["type"] == "missing":
         return f"{what} '{name}' is needed{more}"
     message = first["msg"].removeprefix("Value error, ")
-    if first["type"] == "value_error" and where:
-        return f"{what} {where.split('.')[0]}: {message}{more}"  # a validator's own words, which show the value
+    if first["type"] == "value_error":  # a validator's own words, which show the value; about several when no name
+        return f"{what} {where.split('.')[0]}: {message}{more}" if where else f"{message}{more}"
     value = first.get("input")
     shown = f" = {value!r}" if isinstance(value, str | int | float | bool | type(None)) else ""
     label = where.split(".")[0] if where else what

@@ -11,6 +11,11 @@ from torch import nn
 
 from certframe.errors import UsageError, one_line
 
+_NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory",
+              "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
+              "backend out of memory")
+"""What torch says in a plain RuntimeError when memory is used up."""
+
 
 def resolve_device(name: str) -> torch.device:
     """``cpu``, ``cuda``, ``cuda:1``, … or ``auto`` (the first accelerator, else the CPU) → a device that is there.
@@ -47,6 +52,13 @@ def available_devices() -> list[str]:
     if torch.backends.mps.is_available():
         names.append("mps")
     return names
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that something did not fit into memory, here or on an accelerator."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def weights_hash(module: nn.Module) -> str:

@@ -28,7 +28,7 @@ from certframe.protocols import Certifier, Dataset, Executor
 from certframe.registry import Registry
 from certframe.store import Run, explanation_of, image_key
 from certframe.tally import Interval, Tally
-from certframe.worker import CellSpec, Count, Measure, Prepare, Prepared, Worker, cells_of, component_key
+from certframe.worker import CellSpec, Count, Counted, Measure, Prepare, Prepared, Worker, cells_of, component_key
 
 if TYPE_CHECKING:
     from certframe.protocols import Certificate
@@ -172,6 +172,7 @@ class Pipeline:
         self._shard = config.batch_size
         self._saved = time.monotonic()
         self._jobs: dict[int, _Job] = {}
+        self._noted: set[str] = set()
 
     # -- before any model work ----------------------------------------------------------------------------------------
 
@@ -348,8 +349,10 @@ class Pipeline:
         schedules = [s for certifier in self.certifiers if (s := certifier.looks(self.config.samples)) is not None]
         return sorted({n for s in schedules for n in s.looks if n < self.config.samples})
 
-    def _add(self, job: _Job, task: Count, result: dict[str, Tally], seconds: float) -> None:
-        for key, tally in result.items():
+    def _add(self, job: _Job, task: Count, result: Counted, seconds: float) -> None:
+        for note in result.notes:
+            self._note(note)
+        for key, tally in result.tallies.items():
             cell = job.cells[key]
             cell.tally = tally if cell.tally is None else cell.tally.merge(tally)
             cell.under_way -= 1
@@ -404,6 +407,14 @@ class Pipeline:
         self.run.save_failure(index, name, reason)
         self.run.log("failure", name=name, reason=reason)
         self.listener.note(f"skipped {name}: {reason}")
+
+    def _note(self, text: str) -> None:
+        """Something that a place of work has to say: for the user and the log, once."""
+        assert self.run is not None
+        if text not in self._noted:
+            self._noted.add(text)
+            self.run.log("note", text=text)
+            self.listener.note(text)
 
     def _checkpoint(self, *, force: bool = False) -> None:
         """Write the counts of images under way, now and then and when the run is interrupted."""

@@ -284,10 +284,11 @@ class _Planner:
         shapes, exact = [], []
         for component in self.config.attributor:
             tell = getattr(component.build(self.registry), "map_size", None)
-            h, w = input_size[1:] if tell is None else tell(input_size)
+            told = tell(input_size) if tell else None
+            h, w = told or input_size[1:]
             enlarged = self.config.resolution == "input"
             shapes.append(input_size[1:] if enlarged and (h < input_size[1] or w < input_size[2]) else (h, w))
-            exact.append(enlarged or tell is not None)
+            exact.append(enlarged or told is not None)
         return shapes, exact
 
     def _require(self, shapes: Sequence[tuple[int, int]], exact: Sequence[bool]) -> None:

@@ -100,7 +100,7 @@ class Prober:
     def _timed(self, key: str, copies: int) -> tuple[float, Tally]:
         """Seconds for the first so many copies; the counts are fetched from the device, so all work is done then."""
         started = time.perf_counter()
-        tally = self.worker.count(Count(self.prepared.index, (key,), 0, copies))[key]
+        tally = self.worker.count(Count(self.prepared.index, (key,), 0, copies)).tallies[key]
         return time.perf_counter() - started, tally
 
     def measure(self) -> Probe:

@@ -159,8 +159,8 @@ class Attributor(Protocol):
     deterministic: ClassVar[bool]
     """True when the maps do not depend on `rng`."""
     # An attributor may also have ``passes``, the number of forward passes of the whole model that it makes for one
-    # input, and ``map_size((C, H, W))``, the h and w of its maps when they do not depend on the model; `certframe plan`
-    # then knows them.
+    # input, and ``map_size((C, H, W))``, the h and w of its maps; `certframe plan` then knows them. Either may be None
+    # where it depends on the model.
 
     def attribute(self, model: Model, inputs: Tensor, targets: Tensor, *, rng: Rng) -> Attribution:
         """Explain the class ``targets[b]`` on ``inputs[b]``, (B,C,H,W) in pixel units, not clamped; targets (B,) int64.

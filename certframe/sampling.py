@@ -1,13 +1,15 @@
 """Image → tally: the one hot loop, and the only place that runs a model n times.
 
 Nothing in the loop waits for the device: counts, votes and the check for NaN stay there until the copies are done.
-Memory does not depend on n: no noisy copy and no map outlives its batch.
+Memory does not depend on n: no noisy copy and no map outlives its batch. A batch that does not fit into memory is
+halved, for the method that needs so much and from then on; the noise of a copy is its own, so it stays the same.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -16,9 +18,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from certframe.device import autocast
+from certframe.device import autocast, out_of_memory
 from certframe.errors import UsageError
 from certframe.noise import STREAM, CopyRng, GaussianNoise, image_hash
+from certframe.sharing import SharedBodies
 from certframe.tally import REAL_UNIT, Tally
 
 if TYPE_CHECKING:
@@ -74,6 +77,8 @@ class _Counter:
     segments: Tensor | None = None
     votes: Tensor | None = None
     flags: list[Tensor] = field(default_factory=list)
+    ranges: list[tuple[int, int]] = field(default_factory=list)
+    """The copies that each of the flags is about."""
 
     def add(self, levels: Tensor, logits: Tensor | None, pieces: Sequence[tuple[int, slice]], segments: int) -> None:
         if self.segments is None:
@@ -96,6 +101,20 @@ def _sum_copies(level: Tensor) -> Tensor:
     return (level.to(torch.float64) * REAL_UNIT).round().to(torch.int64).sum(dim=0)
 
 
+@dataclass(frozen=True)
+class _Levels:
+    """What is counted of some copies."""
+
+    levels: Tensor
+    logits: Tensor | None
+    extremes: Tensor
+
+
+def warn(message: str) -> None:
+    """Say it as a Python warning."""
+    warnings.warn(message, UserWarning, stacklevel=2)
+
+
 class Sampler:
     """Draws noisy copies, explains them and counts.
 
@@ -110,16 +129,21 @@ class Sampler:
         precision: "off", "bfloat16" or "float16".
         channels_last: memory layout of the inputs.
         identity: further entries of the tallies' identity (weights, sparsifier, …).
+        notify: called with one line when batches are made smaller because they do not fit into memory.
     """
 
     def __init__(self, model: Model, sparsifier: Sparsifier, *, seed: int = 0, batch_size: int = 32,
                  cuts: Sequence[int] = (), planned: int = 0, upsample: bool = False, precision: str = "off",
-                 channels_last: bool = False, identity: Mapping[str, Any] | None = None) -> None:
+                 channels_last: bool = False, identity: Mapping[str, Any] | None = None,
+                 notify: Callable[[str], None] = warn) -> None:
         self.model, self.sparsifier = model, sparsifier
         self.seed, self.batch_size, self.cuts = seed, batch_size, tuple(sorted(set(cuts)))
         self.planned, self.upsample, self.precision = planned, upsample, precision
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._identity = dict(identity or {})
+        self._notify, self._shared = notify, SharedBodies(model)
+        self._fits: dict[str, int] = {}
+        """How many copies a method takes at once, by its fingerprint, where that is less than a batch."""
 
     def clean(self, subject: Subject, cell: Cell) -> Tensor:
         """(h,w) float32 on the CPU: the attribution of the clean image, at the resolution that is certified.
@@ -127,7 +151,12 @@ class Sampler:
         Raises:
             UsageError: it has NaN or infinite values.
         """
-        attribution = self._attribute(subject, cell, subject.image[None], [-1])
+        try:
+            attribution = self._attribute(subject, cell, subject.image[None], [-1])
+        except Exception as error:
+            if out_of_memory(error):
+                raise self._too_large(subject, cell) from error
+            raise
         maps = self._resize(attribution.maps, subject.image)
         self._refuse_bad(subject, cell, maps, attribution.logits, "")
         return maps[0].float().cpu()
@@ -136,39 +165,69 @@ class Sampler:
         """Count the copies start, …, stop − 1 of one image for several cells; every copy's noise is drawn once.
 
         Raises:
-            UsageError: an attribution, or the model's output, is NaN or infinite.
+            UsageError: an attribution, or the model's output, is NaN or infinite, or not even one copy fits into
+                memory.
         """
         if start >= stop:
             raise UsageError(f"no copies between {start} and {stop}: ask for at least one")
         noise = GaussianNoise(self.seed, subject.key)
         counters = {cell.key: _Counter() for cell in cells}
-        batches = self._batches(start, stop)
-        for low, high in batches:
+        for low, high in _ranges(start, stop, self.batch_size):
             unit = noise.draw(low, high, subject.image.shape, subject.image.device)
             for sigma in dict.fromkeys(cell.sigma for cell in cells):
                 noisy = torch.add(subject.image, unit, alpha=sigma).contiguous(memory_format=self._format)
-                for cell in cells:
-                    if cell.sigma == sigma:
-                        self._count(counters[cell.key], subject, cell, noisy, low, high)
+                with self._shared.batch(noisy):
+                    for cell in cells:
+                        if cell.sigma == sigma:
+                            self._count(counters[cell.key], subject, cell, noisy, low, high)
         for cell in cells:
-            self._check(counters[cell.key], subject, cell, batches)
+            self._check(counters[cell.key], subject, cell)
         return {cell.key: self._tally(counters[cell.key], subject, cell, start, stop) for cell in cells}
 
-    def _batches(self, start: int, stop: int) -> list[tuple[int, int]]:
-        """Ranges up to multiples of the batch size: a copy is in the same batch wherever the whole range begins.
-
-        The last digits of a network's output may depend on the batch, and counts with them.
-        """
-        edges = [start, *range(start - start % self.batch_size + self.batch_size, stop, self.batch_size), stop]
-        return list(itertools.pairwise(edges))
-
     def _count(self, counter: _Counter, subject: Subject, cell: Cell, noisy: Tensor, low: int, high: int) -> None:
-        attribution = self._attribute(subject, cell, noisy, range(low, high))
-        with torch.no_grad():
-            maps = self._resize(attribution.maps, noisy)
-            counter.flags.append(_extremes(maps, attribution.logits))
-            counter.add(self.sparsifier.sparsify(maps), attribution.logits, self._pieces(low, high),
-                        len(self.cuts) + 1)
+        """Count the copies low, …, high − 1, all at once or in as many parts as memory asks for."""
+        a = low
+        while a < high:
+            a, b = _ranges(a, high, self._fits.get(cell.fingerprint, self.batch_size))[0]
+            found = self._levels(subject, cell, noisy[a - low:b - low], range(a, b))
+            if found is None:  # tried again outside the exception, whose traceback holds on to the tensors
+                self._halve(subject, cell, b - a)
+                continue
+            # Counting comes after all that needs much memory: nothing is ever added twice.
+            counter.flags.append(found.extremes)
+            counter.ranges.append((a, b))
+            counter.add(found.levels, found.logits, self._pieces(a, b), len(self.cuts) + 1)
+            a = b
+
+    def _levels(self, subject: Subject, cell: Cell, noisy: Tensor, copies: range) -> _Levels | None:
+        """Explain and sparsify; None when that does not fit into memory."""
+        try:
+            attribution = self._attribute(subject, cell, noisy, copies)
+            with torch.no_grad():
+                maps = self._resize(attribution.maps, noisy)
+                return _Levels(self.sparsifier.sparsify(maps), attribution.logits,
+                               _extremes(maps, attribution.logits))
+        except Exception as error:
+            if out_of_memory(error):
+                return None
+            raise
+
+    def _halve(self, subject: Subject, cell: Cell, copies: int) -> None:
+        """Half as many copies for this method from now on; the listener hears of it."""
+        if copies == 1:
+            raise self._too_large(subject, cell)
+        half = self._fits[cell.fingerprint] = copies // 2
+        self._notify(f"attributor '{cell.label}': {copies} noisy copies at once do not fit into memory; it goes on "
+                     f"with {half} (begin with --batch-size {half} to save the attempt)")
+
+    def _too_large(self, subject: Subject, cell: Cell) -> UsageError:
+        own = sorted(getattr(type(cell.attributor), "execution", ()))
+        values = {name: getattr(getattr(cell.attributor, "options", None), name, None) for name in own}
+        smaller = " or ".join(f"-o attributor.{cell.label}.{name}={max(1, value // 2)}" for name, value in
+                              values.items() if isinstance(value, int) and value > 1)
+        return UsageError(f"attributor '{cell.label}' does not fit into memory on image '{subject.name}', not even one "
+                          f"copy at a time: {f'try {smaller}, or ' if smaller else ''}take a smaller model, another "
+                          "method or another device")
 
     def _pieces(self, low: int, high: int) -> list[tuple[int, slice]]:
         """Which rows of the batch low…high belong to which segment."""
@@ -180,7 +239,7 @@ class Sampler:
         targets = torch.full((inputs.shape[0],), subject.target, dtype=torch.int64, device=inputs.device)
         rng = CopyRng(self.seed, subject.key, cell.fingerprint, copies, inputs.device)
         with torch.enable_grad(), autocast(inputs.device, self.precision):
-            return cell.attributor.attribute(self.model, inputs, targets, rng=rng)
+            return cell.attributor.attribute(self._shared, inputs, targets, rng=rng)
 
     def _resize(self, maps: Tensor, image: Tensor) -> Tensor:
         maps = maps.detach().to(torch.float32)
@@ -190,10 +249,10 @@ class Sampler:
             return maps
         return functional.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
-    def _check(self, counter: _Counter, subject: Subject, cell: Cell, batches: Sequence[tuple[int, int]]) -> None:
+    def _check(self, counter: _Counter, subject: Subject, cell: Cell) -> None:
         """The only look at the device: were all maps finite? If not, explain the first bad batch again and count."""
         finite = torch.isfinite(torch.stack(counter.flags)).all(dim=1).cpu().numpy()
-        for low, high in [batches[int(i)] for i in np.flatnonzero(~finite)]:
+        for low, high in [counter.ranges[int(i)] for i in np.flatnonzero(~finite)]:
             unit = GaussianNoise(self.seed, subject.key).draw(low, high, subject.image.shape, subject.image.device)
             noisy = torch.add(subject.image, unit, alpha=cell.sigma).contiguous(memory_format=self._format)
             attribution = self._attribute(subject, cell, noisy, range(low, high))
@@ -224,6 +283,15 @@ class Sampler:
             sigma=cell.sigma, cuts=self.cuts, planned=self.planned, nested=self.sparsifier.nested,
             unit=1 if self.sparsifier.binary else REAL_UNIT, identity=identity,
             votes=None if counter.votes is None else counter.votes.cpu().numpy())
+
+
+def _ranges(start: int, stop: int, size: int) -> list[tuple[int, int]]:
+    """Ranges up to multiples of a size: a copy is in the same batch wherever the whole range begins.
+
+    The last digits of a network's output may depend on the batch, and counts with them.
+    """
+    edges = [start, *range(start - start % size + size, stop, size), stop]
+    return list(itertools.pairwise(edges))
 
 
 def _extremes(maps: Tensor, logits: Tensor | None) -> Tensor:

@@ -5,7 +5,7 @@ An executor builds one `Worker` per place from the run's configuration; tasks an
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,7 @@ from certframe.device import resolve_device, weights_hash
 from certframe.errors import CertframeError, UsageError, one_line
 from certframe.files import sha256
 from certframe.registry import Registry
-from certframe.sampling import Cell, Sampler, Subject
+from certframe.sampling import Cell, Sampler, Subject, warn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,6 +98,19 @@ class Prepared:
     weights: str
 
 
+@dataclass(frozen=True)
+class Counted:
+    """Result of `Count`.
+
+    Attributes:
+        tallies: by the key of the cell.
+        notes: lines that the user should read.
+    """
+
+    tallies: Mapping[str, Tally]
+    notes: Sequence[str] = ()
+
+
 class Worker:
     """Holds the model, the data set and the plugins of a run, and does its tasks."""
 
@@ -109,7 +122,8 @@ class Worker:
         self.dataset = config.dataset.build(registry)
         self.metrics = [component.build(registry) for component in config.metric]
         self.cells = build_cells(config, registry)
-        self.sampler = build_sampler(config, self.model, self.weights, registry)
+        self._notes: list[str] = []
+        self.sampler = build_sampler(config, self.model, self.weights, registry, notify=self._notes.append)
         self._last: tuple[int, Subject] | None = None
 
     def __call__(self, task: Prepare | Count | Measure) -> Any:
@@ -137,7 +151,7 @@ class Worker:
         return Prepared(index, sample.name, image, subject.key, sample.label, target, subject.target_name, confidence,
                         extras_of(self.model, sample), maps, self.weights)
 
-    def count(self, task: Count) -> dict[str, Tally]:
+    def count(self, task: Count) -> Counted:
         """Tallies of the copies start, …, stop − 1, by cell."""
         if self._last is None or self._last[0] != task.index:
             sample = self.dataset.load(task.index)
@@ -146,8 +160,10 @@ class Worker:
         assert self._last is not None
         subject = self._last[1]
         cells = [self.cells[key] for key in task.cells]
-        counted: dict[str, Tally] = self._guard(cells, lambda c: self.sampler.sample(subject, c, task.start, task.stop))
-        return counted
+        tallies: dict[str, Tally] = self._guard(cells, lambda c: self.sampler.sample(subject, c, task.start, task.stop))
+        notes = tuple(self._notes)
+        self._notes.clear()
+        return Counted(tallies, notes)
 
     def measure(self, explanation: Explanation) -> dict[str, float]:
         """All metrics of the run that the explanation has the ingredients for."""
@@ -180,13 +196,14 @@ def build_cells(config: RunConfig, registry: Registry | None = None) -> dict[str
             for spec in cells_of(config)}
 
 
-def build_sampler(config: RunConfig, model: Model, weights: str, registry: Registry | None = None) -> Sampler:
-    """The sampler of a run for a model whose weights have that hash."""
+def build_sampler(config: RunConfig, model: Model, weights: str, registry: Registry | None = None, *,
+                  notify: Callable[[str], None] = warn) -> Sampler:
+    """The sampler of a run for a model whose weights have that hash; for `notify` see `Sampler`."""
     certifiers = [component.build(registry) for component in config.certifier]
     return Sampler(
         model, config.sparsifier.build(registry), seed=config.seed, batch_size=config.batch_size,
         cuts=cuts_of(certifiers, config.samples), planned=config.samples, upsample=config.resolution == "input",
-        precision=config.autocast, channels_last=config.channels_last,
+        precision=config.autocast, channels_last=config.channels_last, notify=notify,
         identity={"weights": weights, "model": config.model.fingerprint, "sparsifier": config.sparsifier.fingerprint})
 
 

@@ -195,6 +195,31 @@ def test_a_constant_attribution_is_certified_unimportant_with_a_note(tmp_path: P
     assert "toy 0, toy-constant, σ = 0.25: no pixel was important" in listener.notes[0]
 
 
+class Noting(Silent):
+    """Remembers the notes."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+
+    def note(self, message: str) -> None:
+        self.notes.append(message)
+
+
+@pytest.mark.parametrize("executor", ["local", "toy-threads"])
+def test_smaller_batches_are_noted_in_the_run_once_and_change_no_result(
+        tmp_path: Path, go: Callable[..., Run], executor: str) -> None:
+    listener = Noting()
+    run = go(tmp_path / "run", listener=listener, attributor=["toy-hungry"], executor=executor)
+    said = [f"attributor 'toy-hungry': {n} noisy copies at once do not fit into memory; it goes on with {n // 2} "
+            f"(begin with --batch-size {n // 2} to save the attempt)" for n in (16, 8)]
+    assert sorted(listener.notes) == sorted(said)
+    lines = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+    assert sorted(line["text"] for line in lines if line["event"] == "note") == sorted(said)
+    roomy = go(tmp_path / "roomy", attributor=["toy-hungry"], batch_size=4)
+    for (*_, found), (*_, expected) in zip(run.explanations(), roomy.explanations(), strict=True):
+        assert found.tally.to_bytes() == expected.tally.to_bytes()
+
+
 class Listener(Silent):
     """Remembers everything."""
 
@@ -702,7 +727,7 @@ def test_a_worker_counts_images_that_it_has_not_prepared(configure: Callable[...
     cells = tuple(here.cells)
     for index, start in ((0, 0), (1, 16), (0, 32)):
         task = Count(index, cells, start, start + 16)
-        a, b = here(task), there(task)
+        a, b = here(task).tallies, there(task).tallies
         assert {key: t.to_bytes() for key, t in a.items()} == {key: t.to_bytes() for key, t in b.items()}
 
 

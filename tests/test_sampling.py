@@ -3,6 +3,7 @@ from __future__ import annotations
 import gc
 import re
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from certframe.device import out_of_memory
 from certframe.errors import UsageError
 from certframe.noise import STREAM, CopyRng, GaussianNoise, image_hash
 from certframe.protocols import Attribution
@@ -331,6 +333,80 @@ def test_no_noisy_copy_or_map_outlives_its_batch(sigmas: tuple[float, ...]) -> N
     assert len(alive) == 3 * 20 * len(sigmas)
     assert most == 0
     assert not any(reference() is not None for reference in alive)
+
+
+def hungry(most: int, **options: Any) -> Cell:
+    return cell(toys.Hungry(toys.Hungry.Options(most=most, **options)))
+
+
+@pytest.mark.parametrize(("most", "batch", "says"), [
+    (4, 16, [(16, 8), (8, 4)]), (3, 7, [(7, 3)]), (1, 40, [(33, 16), (16, 8), (8, 4), (4, 2), (2, 1)]), (20, 7, [])])
+def test_a_batch_that_does_not_fit_is_halved_with_a_notice(most: int, batch: int, says: list[tuple[int, int]]) -> None:
+    notes: list[str] = []
+    seen = watch()
+    one = sampler(toys.Soft(), batch_size=batch, cuts=(5, 23), notify=notes.append)
+    first, second = (one.sample(subject(), [hungry(most)], a, b)["cell"] for a, b in ((0, 33), (33, 40)))
+    assert notes == [f"attributor 'hungry': {full} noisy copies at once do not fit into memory; it goes on with {half} "
+                     f"(begin with --batch-size {half} to save the attempt)" for full, half in says]
+    assert sum(len(given) for given in seen if len(given) <= most) == 40
+    assert len([given for given in seen if len(given) > most]) == len(says), "what does not fit is tried once"
+    toys.OBSERVERS.clear()
+    roomy = sampler(toys.Soft(), batch_size=batch, cuts=(5, 23)).sample(subject(), [hungry(40)], 0, 40)["cell"]
+    assert first.merge(second).to_bytes() == roomy.to_bytes()
+
+
+def test_other_methods_keep_their_batches() -> None:
+    notes: list[str] = []
+    seen = watch()
+    cells = [cell(key="plain"), replace(hungry(4), key="hungry"), replace(hungry(4), key="louder", sigma=0.5)]
+    found = sampler(batch_size=8, notify=notes.append).sample(subject(), cells, 0, 8)
+    assert [len(given) for given in seen] == [8, 8, 4, 4, 4, 4]
+    assert len(notes) == 1
+    assert np.array_equal(found["plain"].counts, found["hungry"].counts)
+
+
+def test_by_default_the_notice_is_a_warning() -> None:
+    with pytest.warns(UserWarning, match="8 noisy copies at once do not fit into memory; it goes on with 4"):
+        sampler(batch_size=8).sample(subject(), [hungry(4)], 0, 8)
+
+
+@pytest.mark.parametrize("call", [lambda one, which: one.sample(subject(), [which], 0, 9),
+                                  lambda one, which: one.clean(subject(), which)])
+def test_not_even_one_copy(call: Any) -> None:
+    one = sampler(batch_size=4, notify=lambda line: None)
+    assert refusal(lambda: call(one, hungry(0))) == (
+        "attributor 'hungry' does not fit into memory on image 'toy 0', not even one copy at a time: try -o "
+        "attributor.hungry.own=4, or take a smaller model, another method or another device")
+    assert "own=6, or take" in refusal(lambda: call(one, hungry(9, own=12)))
+
+
+@pytest.mark.parametrize(("error", "memory"), [
+    (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), True), (MemoryError(), True),
+    (RuntimeError("[enforce fail at alloc_cpu.cpp:117] . DefaultCPUAllocator: can't allocate memory: you tried"), True),
+    (RuntimeError("MPS backend out of memory (MPS allocated: 8 GB)"), True), (RuntimeError("shape mismatch"), False),
+    (ValueError("DefaultCPUAllocator: can't allocate memory"), False)])
+def test_what_counts_as_out_of_memory(error: Exception, memory: bool) -> None:
+    assert out_of_memory(error) == memory
+
+    class Raising(toys.Weighted):
+        def maps(self, model: Any, inputs: torch.Tensor, targets: torch.Tensor, rng: Any) -> torch.Tensor:
+            if len(inputs) > 2:
+                raise error
+            return super().maps(model, inputs, targets, rng)
+
+    def work() -> Any:
+        return sampler(batch_size=4, notify=lambda line: None).sample(subject(), [cell(Raising())], 0, 4)
+    if memory:
+        assert work()["cell"].samples == 4
+    else:
+        with pytest.raises(type(error)):
+            work()
+
+
+def test_the_real_allocator_says_it_in_these_words() -> None:
+    with pytest.raises(Exception) as caught:
+        torch.empty(2**60)
+    assert out_of_memory(caught.value)
 
 
 # -- bad numbers ------------------------------------------------------------------------------------------------------

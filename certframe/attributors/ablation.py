@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from certframe import protocols
+from certframe.attributors.layers import activation_of, layer_option
 from certframe.protocols import Attribution
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ class AblationCam:
     class Options(protocols.Options):
         """Options of `ablation-cam`."""
 
-        layer: str = Field("final", description="'final' (last spatial feature map), 'input', or a module path.")
+        layer: str = layer_option("final")
         chunk: int = Field(256, ge=1, description="Largest number of activations in one pass; changes no result.")
 
     needs_gradients: ClassVar[bool] = False
@@ -73,8 +74,8 @@ class AblationCam:
     def attribute(self, model: Model, inputs: Tensor, targets: Tensor, *, rng: Rng) -> Attribution:
         """(B,h,w) maps, all ≥ 0, and the logits; one forward pass and K of the head."""
         split = model.at(self.options.layer)
+        activation = activation_of(split, inputs)
         with torch.no_grad():
-            activation = split.body(inputs.detach())
             logits = split.head(*activation).float()
             score = logits.gather(1, targets[:, None])
             fall = score - without_channels(split, activation, targets, self.options.chunk)
@@ -94,7 +95,7 @@ class ScoreCam:
     class Options(protocols.Options):
         """Options of `score-cam`."""
 
-        layer: str = Field("final", description="'final' (last spatial feature map), 'input', or a module path.")
+        layer: str = layer_option("final")
         channels: int | None = Field(None, ge=1, description="Use only so many feature maps, those with the largest "
                                                              "mean activation in the copy; by default all.")
         chunk: int = Field(32, ge=1, description="Largest number of masked inputs in one pass; changes no result.")
@@ -109,8 +110,8 @@ class ScoreCam:
     def attribute(self, model: Model, inputs: Tensor, targets: Tensor, *, rng: Rng) -> Attribution:
         """(B,h,w) maps, all ≥ 0, and the logits; a forward pass for every feature map."""
         o, split, x = self.options, model.at(self.options.layer), inputs.detach()
+        activation = activation_of(split, x)
         with torch.no_grad():
-            activation = split.body(x)
             logits = split.head(*activation).float()
             maps = split.as_map(activation[0]).float()
             if o.channels is not None and o.channels < maps.shape[1]:

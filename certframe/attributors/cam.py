@@ -5,37 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from certframe import protocols
-from certframe.errors import UsageError
+from certframe.attributors.layers import activation_of, gradient_at, layer_option
 from certframe.protocols import Attribution
 
 if TYPE_CHECKING:
-    from certframe.protocols import Model, Rng, Split
-
-
-def layer_gradient(split: Split, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-    """The activation A of the layer, ∂f_c/∂A and the logits; only the head of the network is differentiated.
-
-    Args:
-        split: the model, cut at the layer.
-        inputs: (B,C,H,W) in pixel units.
-        targets: (B,) int64.
-
-    Returns:
-        A and ∂f_c/∂A in the layer's shape and type, None for the latter when the logits do not depend on A; and the
-        logits (B, classes) float32. All detached.
-    """
-    with torch.no_grad():
-        activation, *carried = split.body(inputs.detach())
-    activation = activation.detach().requires_grad_()
-    logits = split.head(activation, *carried)
-    if not logits.requires_grad:
-        return activation.detach(), None, logits.float()
-    gradient, = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), activation, allow_unused=True)
-    return activation.detach(), gradient, logits.detach().float()
+    from certframe.protocols import Model, Rng
 
 
 def grad_cam(activation: Tensor, gradient: Tensor) -> Tensor:
@@ -62,7 +39,7 @@ def layer_cam(activation: Tensor, gradient: Tensor) -> Tensor:
 
 
 class _LayerOptions(protocols.Options):
-    layer: str = Field("final", description="'final' (last spatial feature map), 'input', or a module path.")
+    layer: str = layer_option("final")
 
 
 class _GradientCam:
@@ -85,12 +62,10 @@ class _GradientCam:
                 it.
         """
         split = model.at(self.options.layer)
-        activation, gradient, logits = layer_gradient(split, inputs, targets)
-        if gradient is None:
-            raise UsageError(f"a class activation map at layer '{self.options.layer}': the logits do not depend on it; "
-                             "take another layer")
+        values = activation_of(split, inputs)
+        gradient, logits = gradient_at(split, self.options.layer, values, targets)
         combine = self.combine
-        return Attribution(combine(split.as_map(activation).float(), split.as_map(gradient).float()), logits)
+        return Attribution(combine(split.as_map(values[0]).float(), split.as_map(gradient)), logits)
 
 
 class Cam(_GradientCam):

@@ -1,48 +1,26 @@
-"""Attributions from the gradient of a logit with respect to the input, at the input's resolution."""
+"""Attributions from the gradient of a logit with respect to the input, or to the activation of a layer."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
-from torch import Tensor, nn
+from pydantic import Field, model_validator
+from torch import Tensor
 
 from certframe import protocols
-from certframe.errors import UsageError
+from certframe.attributors.layers import activation_of, gradient_at, layer_option
 from certframe.protocols import Attribution
 
 if TYPE_CHECKING:
     from certframe.protocols import Model, Rng
 
 
-def input_gradient(module: nn.Module, inputs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-    """∂f_c/∂x for the class ``targets[b]`` of each row, and the logits.
-
-    Args:
-        module: (B,C,H,W) → logits (B, classes).
-        inputs: (B,C,H,W) in pixel units.
-        targets: (B,) int64.
-
-    Returns:
-        The gradient (B,C,H,W) and the logits (B, classes), both float32 and detached.
-
-    Raises:
-        UsageError: the logits have no gradient with respect to the input.
-    """
-    x = inputs.detach().requires_grad_()
-    logits = module(x)
-    if not logits.requires_grad:
-        raise UsageError("the model's logits have no gradient with respect to the picture (a no_grad, a detach or a "
-                         "step function on the way): take a method that needs no gradients")
-    # Rows do not meet in a classifier in eval mode, so the gradient of the sum holds each row's own gradient.
-    gradient, = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), x)
-    return gradient.float(), logits.detach().float()
-
-
 class Gradient:
     """Saliency: |∂f_c/∂x|, f_c the logit of the class; summed over the channels, or every channel by itself.
+
+    At a feature map A it is Σ_k |∂f_c/∂A_k|, at the layer's resolution; the network before it is not differentiated.
 
     With ``channels=stack`` the values of the C channels are C maps of the image's size one below the other, (C·H, W),
     and count as pixels of their own: what Levine, Singla, Feizi 2019 certify (N = 224·224·3).
@@ -53,8 +31,17 @@ class Gradient:
     class Options(protocols.Options):
         """Options of `gradient`."""
 
+        layer: str = layer_option()
         channels: Literal["sum", "stack"] = Field(
-            "sum", description="'sum' over the channels, or 'stack' them one below the other as one map (C·H, W).")
+            "sum", description="'sum' over the channels, or, at the input, 'stack' them one below the other as one map "
+                               "(C·H, W).")
+
+        @model_validator(mode="after")
+        def _stack_at_the_input(self) -> Self:
+            if self.channels == "stack" and self.layer != "input":
+                raise ValueError(f"channels=stack is for colour channels, and layer={self.layer} has feature maps: "
+                                 "take channels=sum, or layer=input")
+            return self
 
     needs_gradients: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
@@ -63,26 +50,33 @@ class Gradient:
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()
 
-    def map_size(self, input_size: tuple[int, int, int]) -> tuple[int, int]:
-        """h, w of the maps for inputs of size C, H, W."""
+    def map_size(self, input_size: tuple[int, int, int]) -> tuple[int, int] | None:
+        """h, w of the maps for inputs of size C, H, W; None when they are the layer's."""
+        if self.options.layer != "input":
+            return None
         channels, height, width = input_size
         return (channels * height if self.options.channels == "stack" else height), width
 
     def attribute(self, model: Model, inputs: Tensor, targets: Tensor, *, rng: Rng) -> Attribution:
-        """(B,H,W) maps, or (B,C·H,W), all ≥ 0, and the logits; one forward and one backward pass."""
-        gradient, logits = input_gradient(model.module, inputs, targets)
-        magnitude = gradient.abs_()
+        """(B,h,w) maps, or (B,C·H,W), all ≥ 0, and the logits; a forward pass, and one back to the layer."""
+        split = model.at(self.options.layer)
+        gradient, logits = gradient_at(split, self.options.layer, activation_of(split, inputs), targets)
+        magnitude = split.as_map(gradient.abs_())
         return Attribution(magnitude.flatten(1, 2) if self.options.channels == "stack" else magnitude.sum(1), logits)
 
 
 class InputXGradient:
     """Input times gradient: Σ over channels of x ⊙ ∂f_c/∂x, signed, x in pixel units.
 
+    At a feature map A it is Σ_k A_k ⊙ ∂f_c/∂A_k, at the layer's resolution.
+
     A. Shrikumar, P. Greenside, A. Shcherbina, A. Kundaje. Not just a black box. arXiv:1605.01713, 2016.
     """
 
     class Options(protocols.Options):
-        """`input-x-gradient` has no options."""
+        """Options of `input-x-gradient`."""
+
+        layer: str = layer_option()
 
     needs_gradients: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
@@ -92,9 +86,11 @@ class InputXGradient:
         self.options = options or self.Options()
 
     def attribute(self, model: Model, inputs: Tensor, targets: Tensor, *, rng: Rng) -> Attribution:
-        """(B,H,W) maps of either sign, and the logits; one forward and one backward pass."""
-        gradient, logits = input_gradient(model.module, inputs, targets)
-        return Attribution(gradient.mul_(inputs.detach()).sum(1), logits)
+        """(B,h,w) maps of either sign, and the logits; a forward pass, and one back to the layer."""
+        split = model.at(self.options.layer)
+        values = activation_of(split, inputs)
+        gradient, logits = gradient_at(split, self.options.layer, values, targets)
+        return Attribution(split.as_map(gradient.mul_(values[0])).sum(1), logits)
 
 
 class _Noisy:
@@ -103,6 +99,7 @@ class _Noisy:
     class Options(protocols.Options):
         """Options of the methods that average over noise of their own."""
 
+        layer: str = layer_option()
         samples: int = Field(50, ge=1, description="Number of noisy inputs per map.")
         noise: float = Field(0.2, gt=0, description="s as a fraction of the range (max − min) of each input.")
         chunk: int = Field(32, ge=1, description="Largest number of noisy inputs in one pass; changes no result.")
@@ -116,8 +113,8 @@ class _Noisy:
         self.passes = self.options.samples
 
     def _gradients(self, model: Model, inputs: Tensor, targets: Tensor, rng: Rng) -> Iterator[Tensor]:
-        """`samples` gradients (B,C,H,W), one after the other."""
-        options, x = self.options, inputs.detach()
+        """`samples` gradients as maps (B,K,h,w), one after the other; δ is always added to the input."""
+        options, split, x = self.options, model.at(self.options.layer), inputs.detach()
         spread = options.noise * (x.flatten(1).amax(1) - x.flatten(1).amin(1)).view(-1, 1, 1, 1)
         repeats = max(1, options.chunk // len(x))
         for start in range(0, options.samples, repeats):
@@ -125,8 +122,9 @@ class _Noisy:
             draws = [x + spread * rng.normal(*x.shape[1:]) for _ in range(min(repeats, options.samples - start))]
             rows, classes = torch.cat(draws), targets.repeat(len(draws))
             parts = zip(torch.split(rows, options.chunk), torch.split(classes, options.chunk), strict=True)
-            gradients = torch.cat([input_gradient(model.module, part, wanted)[0] for part, wanted in parts])
-            yield from torch.split(gradients, len(x))
+            gradients = [gradient_at(split, options.layer, activation_of(split, part), wanted)[0]
+                         for part, wanted in parts]
+            yield from torch.split(split.as_map(torch.cat(gradients)), len(x))
 
 
 class SmoothGrad(_Noisy):
@@ -134,7 +132,8 @@ class SmoothGrad(_Noisy):
 
     Each of the noisy copies that certframe makes of an image is explained with fresh noise δ on top, drawn from
     the copy's own stream; the logits of the copy itself are not computed. The mean over certframe's own copies, with no
-    noise inside, is the attributor `gradient` with the sparsifier `scaled` or `quadratic`.
+    noise inside, is the attributor `gradient` with the sparsifier `scaled` or `quadratic`. At a feature map A it is
+    Σ_k |mean of ∂f_c/∂A_k at x + δ|.
 
     D. Smilkov, N. Thorat, B. Kim, F. Viégas, M. Wattenberg. SmoothGrad. arXiv:1706.03825, 2017.
     """
@@ -143,15 +142,18 @@ class SmoothGrad(_Noisy):
         """Options of `smoothgrad`."""
 
     def attribute(self, model: Model, inputs: Tensor, targets: Tensor, *, rng: Rng) -> Attribution:
-        """(B,H,W) maps, all ≥ 0; `samples` forward and backward passes."""
-        total = torch.zeros_like(inputs, dtype=torch.float32)
-        for gradient in self._gradients(model, inputs, targets, rng):
+        """(B,h,w) maps, all ≥ 0; `samples` forward passes, and as many back to the layer."""
+        gradients = self._gradients(model, inputs, targets, rng)
+        total = next(gradients).clone()
+        for gradient in gradients:
             total += gradient
         return Attribution((total / self.options.samples).abs_().sum(1))
 
 
 class VarGrad(_Noisy):
     """Σ over channels of the variance of ∂f_c/∂x at x + δ, δ ~ N(0, s²I), s a fraction of the image's own range.
+
+    At a feature map A it is Σ_k of the variance of ∂f_c/∂A_k.
 
     J. Adebayo, J. Gilmer, M. Muelly, I. Goodfellow, M. Hardt, B. Kim. Sanity checks for saliency maps. NeurIPS 2018.
     """
@@ -162,7 +164,7 @@ class VarGrad(_Noisy):
         samples: int = Field(50, ge=2, description="Number of noisy inputs per map.")
 
     def attribute(self, model: Model, inputs: Tensor, targets: Tensor, *, rng: Rng) -> Attribution:
-        """(B,H,W) maps, all ≥ 0; `samples` forward and backward passes."""
+        """(B,h,w) maps, all ≥ 0; `samples` forward passes, and as many back to the layer."""
         gradients = self._gradients(model, inputs, targets, rng)
         first = next(gradients)  # variance does not change when the first gradient is subtracted, and rounds less
         total, squares = torch.zeros_like(first), torch.zeros_like(first)

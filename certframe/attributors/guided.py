@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from certframe import protocols
-from certframe.attributors.gradient import input_gradient
+from certframe.attributors.layers import activation_of, gradient_at, layer_option
 from certframe.errors import UsageError
 from certframe.protocols import Attribution
 
@@ -34,7 +34,7 @@ class GuidedRectifiers(TorchFunctionMode):
     forward, and the model is never touched. ReLU6 (`relu6`, or `hardtanh` from 0) is one of them.
 
     Attributes:
-        met: how many rectifiers were called.
+        met: how many rectifiers were called, with or without a gradient.
     """
 
     def __init__(self) -> None:
@@ -48,8 +48,8 @@ class GuidedRectifiers(TorchFunctionMode):
         rectifies = func in _RECTIFIERS or (func in _CLIPS and _lower_end(args, kwargs) == 0)
         with torch._C.DisableTorchFunction() if rectifies else contextlib.nullcontext():
             result = func(*args, **kwargs)
+        self.met += rectifies
         if rectifies and result.requires_grad:
-            self.met += 1
             # What arrives at the output must not be negative; the rectifier's own derivative then follows. The hook
             # belongs to the value as it is now, so it also holds for a rectifier in place, and goes with the graph.
             result.register_hook(_only_positive)
@@ -67,13 +67,17 @@ def _lower_end(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
 class GuidedBackprop:
     """Σ over channels of |guided gradient|: at every rectifier, gradients that are negative there become zero.
 
-    Rectifiers are ReLU, ReLU6 and, where a network has smooth ones, GELU, SiLU, hard-swish, ELU and their kin.
+    Rectifiers are ReLU, ReLU6 and, where a network has smooth ones, GELU, SiLU, hard-swish, ELU and their kin. At a
+    feature map A it is Σ_k |guided ∂f_c/∂A_k|, and only the rectifiers behind it count: where there are none (the last
+    feature map of a ResNet) that is the gradient.
 
     J. T. Springenberg, A. Dosovitskiy, T. Brox, M. Riedmiller. Striving for simplicity. ICLR workshop 2015.
     """
 
     class Options(protocols.Options):
-        """`guided-backprop` has no options."""
+        """Options of `guided-backprop`."""
+
+        layer: str = layer_option()
 
     needs_gradients: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
@@ -83,14 +87,16 @@ class GuidedBackprop:
         self.options = options or self.Options()
 
     def attribute(self, model: Model, inputs: Tensor, targets: Tensor, *, rng: Rng) -> Attribution:
-        """(B,H,W) maps, all ≥ 0, and the logits; one forward and one backward pass.
+        """(B,h,w) maps, all ≥ 0, and the logits; a forward pass, and one back to the layer.
 
         Raises:
             UsageError: the network has no rectifier; the result would silently be the plain gradient.
         """
+        split = model.at(self.options.layer)
         with GuidedRectifiers() as guided:
-            gradient, logits = input_gradient(model.module, inputs, targets)
+            values = activation_of(split, inputs)
+            gradient, logits = gradient_at(split, self.options.layer, values, targets)
         if not guided.met:
             raise UsageError("guided-backprop: the network calls no rectifier (ReLU, GELU, SiLU, …), so it would only "
                              "be the gradient: take 'gradient'")
-        return Attribution(gradient.abs_().sum(1), logits)
+        return Attribution(split.as_map(gradient.abs_()).sum(1), logits)

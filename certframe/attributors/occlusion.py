@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from certframe import protocols
+from certframe.attributors.layers import activation_of, layer_option
 from certframe.protocols import Attribution
 
 if TYPE_CHECKING:
@@ -56,9 +57,9 @@ class Occlusion:
     class Options(protocols.Options):
         """Options of `occlusion`."""
 
-        layer: str = Field("input", description="'input', 'final' (last spatial feature map), or a module path.")
+        layer: str = layer_option()
         patch: int | None = Field(None, ge=1, description="Side of the patch in pixels; by default 16 at the input, "
-                                                         "5 at a feature map, less on smaller ones.")
+                                                         "5 at a feature map, two thirds of a smaller one's side.")
         stride: int | None = Field(None, ge=1, description="Step between patches; by default half the patch.")
         baseline: float = Field(0.0, description="Value that covers a patch.")
         chunk: int = Field(32, ge=1, description="Largest number of covered inputs in one pass; changes no result.")
@@ -73,11 +74,11 @@ class Occlusion:
     def attribute(self, model: Model, inputs: Tensor, targets: Tensor, *, rng: Rng) -> Attribution:
         """(B,h,w) maps of either sign, and the logits; a forward pass and one of the head for every patch."""
         o, split = self.options, model.at(self.options.layer)
+        activation = activation_of(split, inputs)
         with torch.no_grad():
-            activation = split.body(inputs.detach())
             logits = split.head(*activation).float()
             height, width = split.as_map(activation[0]).shape[-2:]
-            patch = o.patch or min(16 if o.layer == "input" else 5, min(height, width) // 2 + 2)
+            patch = o.patch or min(16 if o.layer == "input" else 5, max(1, (2 * min(height, width) + 1) // 3))
             stride = o.stride or max(1, patch // 2)
             down, right = positions(height, patch, stride), positions(width, patch, stride)
             covered = covered_logits(split, activation, targets, [(y, x) for y in down for x in right], patch,

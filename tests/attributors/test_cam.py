@@ -111,7 +111,7 @@ def test_a_layer_without_influence_is_refused() -> None:
             return logits
 
     model = TorchModel(settled(Aside()), SIZE)
-    with pytest.raises(UsageError, match="at layer 'unused': the logits do not depend on it"):
+    with pytest.raises(UsageError, match="no gradient with respect to layer 'unused': they do not depend on it"):
         GradCam(GradCam.Options(layer="unused")).attribute(model, X, TARGETS, rng=RNG)
 
 

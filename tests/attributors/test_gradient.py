@@ -7,7 +7,9 @@ import torch
 from networks import Wrong, settled
 from torch import Tensor, nn
 
-from certframe.attributors.gradient import Gradient, InputXGradient, SmoothGrad, input_gradient
+from certframe.attributors.gradient import Gradient, InputXGradient, SmoothGrad
+from certframe.attributors.layers import gradient_at
+from certframe.config import resolve_component
 from certframe.errors import UsageError
 from certframe.models.digits import Digits
 from certframe.noise import CopyRng
@@ -58,6 +60,14 @@ def test_stacked_channels_are_the_gradient_itself(linear: TorchModel) -> None:
     torch.testing.assert_close(found.logits, linear.module(x))
 
 
+def test_only_colour_channels_can_be_stacked() -> None:
+    with pytest.raises(UsageError) as caught:
+        resolve_component("attributor", "gradient", ["attributor.channels=stack", "attributor.layer=final"])
+    assert str(caught.value) == (
+        "attributor 'gradient': channels=stack is for colour channels, and layer=final has feature maps: take "
+        "channels=sum, or layer=input (see 'certframe describe gradient')")
+
+
 def test_input_times_gradient_of_a_linear_model_is_signed_and_adds_up(linear: TorchModel) -> None:
     x, targets = batch()
     found = InputXGradient().attribute(linear, x, targets, rng=rng())
@@ -70,7 +80,7 @@ def test_input_times_gradient_of_a_linear_model_is_signed_and_adds_up(linear: To
 
 def test_gradient_equals_central_differences(smooth: TorchModel) -> None:
     x, targets = batch()
-    gradient, _ = input_gradient(smooth.module, x, targets)
+    gradient, _ = gradient_at(smooth.at("input"), "input", (x,), targets)
     smooth.module.double()
     step = 1e-5
     for index in range(60):

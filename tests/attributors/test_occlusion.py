@@ -38,7 +38,7 @@ def test_one_patch_at_a_time(kind: type[nn.Module], layer: str, patch: int | Non
     split = model.at(layer)
     activation, *carried = split.body(X)
     height, width = split.as_map(activation).shape[2:]
-    side = patch or min(16 if layer == "input" else 5, min(height, width) // 2 + 2)
+    side = patch or min(16 if layer == "input" else 5, round(2 * min(height, width) / 3))
     step = stride or max(1, side // 2)
     expected, logits = torch.zeros(3, height, width), model.module(X)
     for b, target in enumerate(TARGETS):

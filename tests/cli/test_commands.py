@@ -161,3 +161,23 @@ def test_python_dash_m():
 def test_completion_offers_names():
     from certframe.cli.options import _complete
     assert ("gradient", "absolute input gradient (saliency)") in _complete("attributor")("gra")
+
+
+def test_a_batch_that_does_not_fit_into_memory_is_a_notice_not_the_end(certframe, monkeypatch):
+    from certframe.attributors.gradient import Gradient
+
+    explain = Gradient.attribute
+
+    def hungry(self, model, inputs, targets, *, rng):
+        if len(inputs) > 16:
+            raise MemoryError
+        return explain(self, model, inputs, targets, rng=rng)
+
+    plain = certframe(*SMALL, "--out", "plain", "--json")
+    monkeypatch.setattr(Gradient, "attribute", hungry)
+    outcome = certframe(*SMALL, "--out", "run")
+    assert outcome.code == 0, outcome.err
+    note = ("note: attributor 'gradient': 32 noisy copies at once do not fit into memory; it goes on with 16 (begin "
+            "with --batch-size 16 to save the attempt)")
+    assert " ".join(outcome.err.split()).count(note) == 1
+    assert json.loads(plain.out)["metrics"] == json.loads(certframe(*SMALL, "--out", "run", "--json").out)["metrics"]

@@ -146,6 +146,23 @@ class Random(Weighted):
         return super().maps(model, inputs, targets, rng) + masks
 
 
+class Hungry(Weighted):
+    """Attributor: runs out of memory above so many copies at once, and always when its own batch is above 8."""
+
+    class Options(protocols.Options):
+        offset: int = 0
+        most: int = 4
+        own: int = 8
+        message: str = "[enforce fail] . DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+
+    execution = frozenset({"own"})
+
+    def maps(self, model: Any, inputs: Tensor, targets: Tensor, rng: Any) -> Tensor:
+        if len(inputs) > self.options.most or self.options.own > 8:
+            raise RuntimeError(self.options.message)
+        return super().maps(model, inputs, targets, rng)
+
+
 class Constant(Weighted):
     """Attributor: nothing is important."""
 
@@ -327,7 +344,7 @@ class ToyPlugin:
 
     @hookimpl
     def certframe_attributors(self, register: Any) -> None:
-        for cls in (Weighted, Coarse, Random, Constant, Poisoned, Failing):
+        for cls in (Weighted, Coarse, Random, Constant, Hungry, Poisoned, Failing):
             register(f"toy-{cls.__name__.lower()}", f"toys:{cls.__name__}", f"toy {cls.__name__.lower()}")
 
     @hookimpl

@@ -129,6 +129,30 @@ def batch_of_one(subject: Subject) -> None:
 
 
 @check("attributor")
+def layers(subject: Subject) -> None:
+    """With an option `layer`, maps are as large as the layer and a batch is its rows, at the input and at the end."""
+    if "layer" not in subject.cls.Options.model_fields:
+        raise NotApplicable("the class has no option `layer`")
+    model, inputs = _batch(subject)
+    targets = _targets(model, len(inputs))
+    for layer in ("input", "final"):
+        try:
+            attributor = subject.build(layer=layer)
+        except ValidationError:
+            continue
+        split, where = model.at(layer), f"at layer {layer}"
+        with torch.no_grad():
+            size = tuple(split.as_map(split.body(inputs)[0]).shape[2:])
+        together = _explain(attributor, model, inputs, copies=[5, 6, 7]).maps
+        found = tuple(together.shape[1:])
+        require(found == size, f"{where} maps have shape {found}, and the layer has {size}")
+        for row in range(len(inputs)):
+            alone = _explain(attributor, model, inputs[row:row + 1], targets=targets[row:row + 1], copies=[5 + row])
+            require_close(together[row], alone.maps[0], f"{where} row {row} of a batch differs from the same image by "
+                                                        "itself")
+
+
+@check("attributor")
 def replayable(subject: Subject) -> None:
     """The same inputs and the same rng give the same maps, bit for bit: all randomness comes from `rng`."""
     model, inputs = _batch(subject)

@@ -28,11 +28,14 @@ def explain(model: certframe.Model, inputs: Tensor, *, copies: range | None = No
     return result.maps
 
 
-def mask_by_mask(model: certframe.Model, inputs: Tensor, *, masks: int, cells: int, p: float, fresh: bool) -> Tensor:
+def mask_by_mask(model: certframe.Model, inputs: Tensor, *, masks: int, cells: int, p: float, fresh: bool,
+                 layer: str = "input") -> Tensor:
     """The definition: enlarge one grid, cut one window out, run the model on one image, add in float64."""
     rng = fixtures.rng(range(len(inputs)))
     stream = rng if fresh else rng.shared
-    height, width = inputs.shape[2:]
+    split = model.at(layer)
+    activation, *around = split.body(inputs)
+    height, width = split.as_map(activation).shape[2:]
     high, wide = math.ceil(height / cells), math.ceil(width / cells)
     grids = stream.uniform(masks, cells, cells) < p
     down, right = stream.integers(high, masks), stream.integers(wide, masks)
@@ -43,7 +46,10 @@ def mask_by_mask(model: certframe.Model, inputs: Tensor, *, masks: int, cells: i
         large = functional.interpolate(grids[row, i][None, None].float(), size=size, mode="bilinear")[0, 0]
         top, left = int(down[row, i]), int(right[row, i])
         mask = large[top:top + height, left:left + width]
-        score = model.module(inputs[b:b + 1] * mask).double().softmax(1)[0, b % len(model.classes)]
+        masked = activation[b:b + 1].clone()
+        split.as_map(masked)[:] *= mask
+        logits = split.head(masked, *(value[b:b + 1] for value in around))
+        score = logits.double().softmax(1)[0, b % len(model.classes)]
         maps[b] += score * mask / (masks * p)
     return maps.float()
 
@@ -58,6 +64,41 @@ def test_it_is_the_weighted_mean_of_masks(fresh: bool, size: tuple[int, int, int
     for batch in (1, 3, 7, 15, 100):
         found = explain(model, inputs, masks=7, cells=4, p=0.4, fresh=fresh, batch=batch)
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+class Tokens(nn.Module):
+    """Patches and a class token that are mixed once, with a way around; the class token is read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.patches = nn.Conv2d(3, 6, 4, stride=4)
+        self.norm = nn.LayerNorm(6)
+        self.mix = nn.Linear(17, 17)
+        self.read = nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.patches(x).flatten(2).transpose(1, 2)
+        x = torch.cat([x.mean(1, keepdim=True), x], 1)
+        x = x + self.mix(self.norm(x).transpose(1, 2)).transpose(1, 2)
+        logits: Tensor = self.read(x[:, 0])
+        return 5 * logits
+
+
+@pytest.mark.parametrize(("model", "layer", "first"), [
+    (fixtures.tiny_model(), "final", "conv1"), (fixtures.tiny_model(), "relu1", "conv1"),
+    (certframe.TorchModel(Tokens(), (3, 16, 16)), "norm", "network.patches")])
+def test_at_a_feature_map_masks_multiply_its_channels(model: certframe.Model, layer: str, first: str) -> None:
+    inputs, seen = fixtures.noisy_images(model, 3), list[int]()
+    expected = mask_by_mask(model, inputs, masks=7, cells=3, p=0.4, fresh=True, layer=layer)
+    assert expected.std() > 0.01
+    layer_before = model.module.get_submodule(first)
+    handle = layer_before.register_forward_pre_hook(lambda _module, given: seen.append(len(given[0])))
+    for batch in (1, 5, 100):
+        found = explain(model, inputs, masks=7, cells=3, p=0.4, layer=layer, batch=batch)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+    handle.remove()
+    assert seen == [3] * 3, "the body has to run once"
 
 
 @pytest.mark.parametrize("fresh", [True, False])
@@ -96,7 +137,10 @@ class Recorder:
         self.module = nn.Sequential(model.module)
         self.module.register_forward_pre_hook(lambda _module, given: self.passes.append(len(given[0])))
 
-    preprocess = at = None
+    preprocess = None
+
+    def at(self, layer: str) -> certframe.Split:
+        return certframe.Split(lambda x: (x,), self.module, lambda x: x)
 
 
 @pytest.mark.parametrize(("masks", "batch", "copies", "passes"), [

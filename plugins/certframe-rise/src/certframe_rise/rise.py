@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,9 @@ class Rise:
     of cells × cells, each 1 with probability p and else 0, enlarged bilinearly and shifted by up to a cell. Masked
     pixels are black. Only forward passes are used, so the model may be a black box.
 
+    At a feature map the masks multiply all its channels, and only the network behind it runs N times. What has no place
+    on the map (a transformer's class token) is not masked.
+
     With `fresh` masks every noisy copy has its own. They are drawn independently of the noise, so the certificate is
     sound, and the function it is about is the expectation over noise and masks. Otherwise one set of masks serves all
     copies and images of the run, and the certified function is the expectation over noise for these masks.
@@ -35,6 +38,7 @@ class Rise:
     class Options(certframe.Options):
         """Options of `rise`."""
 
+        layer: str = Field("input", description="'input', 'final' (last spatial feature map), or a module path.")
         masks: int = Field(1000, ge=1, description="Number of masks N for each noisy copy.")
         cells: int = Field(6, ge=1, description="Cells of a mask's grid along each side.")
         p: float = Field(0.1, gt=0, lt=1, description="Probability that a cell is kept.")
@@ -47,7 +51,7 @@ class Rise:
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()
-        self.passes = self.options.masks
+        self.passes = self.options.masks if self.options.layer == "input" else None  # others are not of the whole model
 
     @classmethod
     def conformance_options(cls, directory: Path) -> dict[str, Any]:
@@ -56,21 +60,21 @@ class Rise:
 
     def attribute(self, model: certframe.Model, inputs: Tensor, targets: Tensor, *,
                   rng: certframe.Rng) -> certframe.Attribution:
-        """Explain ``targets[b]`` (B,) on ``inputs[b]`` (B,C,H,W), in pixel units; maps (B,H,W), not negative.
+        """Explain ``targets[b]`` (B,) on ``inputs[b]`` (B,C,H,W), in pixel units; maps (B,h,w), not negative.
 
         At most `batch` masked images exist at a time, whatever the number of masks and of copies. A pass has masked
         images of several copies when all masks of each fit in.
         """
-        o = self.options
-        count, _, height, width = inputs.shape
-        masks = _Masks(o, height, width, rng)
-        maps = inputs.new_zeros(count, height, width)
+        o, split = self.options, model.at(self.options.layer)
         with torch.no_grad():
+            values = split.body(inputs)
+            count, _, height, width = split.as_map(values[0]).shape
+            masks = _Masks(o, height, width, rng)
+            maps = inputs.new_zeros(count, height, width)
             for copies in _pieces(count, o.batch // o.masks):
                 for some in _pieces(o.masks, o.batch):
                     enlarged = masks(copies, some)
-                    masked = inputs[copies, None] * enlarged[:, :, None]
-                    scores = _scores(model, masked, targets[copies])
+                    scores = _scores(split, [value[copies] for value in values], enlarged, targets[copies])
                     maps[copies] += _weighted_sum(scores, enlarged)
         return certframe.Attribution(maps / (o.masks * o.p))
 
@@ -111,12 +115,15 @@ def _windows(cells: int, size: int, device: torch.device) -> Tensor:
     return torch.stack([enlarged[:, shift:shift + size].T for shift in range(pixels)])
 
 
-def _scores(model: certframe.Model, masked: Tensor, targets: Tensor) -> Tensor:
-    """(copies, masks, C, H, W) → (copies, masks): the softmax score of each copy's target class."""
-    logits: Tensor = model.module(masked.flatten(0, 1)).float()
-    copies, masks = masked.shape[:2]
-    probabilities = logits.softmax(dim=1).view(copies, masks, -1)
-    wanted = targets[:, None, None].expand(-1, masks, 1)
+def _scores(split: certframe.Split, values: Sequence[Tensor], masks: Tensor, targets: Tensor) -> Tensor:
+    """(copies, masks): the softmax score of each copy's target class with each mask on the layer's map."""
+    copies, count = len(targets), masks.shape[1]
+    rows = torch.arange(copies, device=masks.device).repeat_interleave(count)
+    masked, *around = (value[rows] for value in values)
+    # The map is a view of the activation, and what is not on the map stays.
+    split.as_map(masked).mul_(masks.expand(copies, -1, -1, -1).flatten(0, 1)[:, None])
+    probabilities = split.head(masked, *around).float().softmax(dim=1).view(copies, count, -1)
+    wanted = targets[:, None, None].expand(-1, count, 1)
     return probabilities.gather(2, wanted).squeeze(2)
 
 
