@@ -22,16 +22,20 @@ if TYPE_CHECKING:
 _RECTIFIERS = frozenset({
     functional.relu, functional.relu_, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, functional.relu6,
     functional.leaky_relu, functional.leaky_relu_, functional.elu, functional.elu_, functional.selu, functional.celu,
-    functional.gelu, functional.silu, functional.hardswish, functional.mish,
+    functional.gelu, functional.silu, functional.hardswish, functional.mish, functional.prelu,
 })
-_CLIPS = frozenset({functional.hardtanh, functional.hardtanh_})
+_CLIPS = frozenset({
+    functional.hardtanh, functional.hardtanh_, torch.clamp, torch.clamp_, Tensor.clamp, Tensor.clamp_, torch.clip,
+    torch.clip_, Tensor.clip, Tensor.clip_, torch.clamp_min, torch.clamp_min_, Tensor.clamp_min, Tensor.clamp_min_,
+})
+"""Rectifiers when they clip at 0."""
 
 
 class GuidedRectifiers(TorchFunctionMode):
     """While active, every rectifier that is called passes only positive gradients back.
 
     It acts on calls, not on modules, so it meets rectifiers that are shared, in place, or called as functions inside a
-    forward, and the model is never touched. ReLU6 (`relu6`, or `hardtanh` from 0) is one of them.
+    forward, and the model is never touched. ReLU6 is one of them, and so are `hardtanh` and `clamp` from 0.
 
     Attributes:
         met: how many rectifiers were called, with or without a gradient.
@@ -45,7 +49,7 @@ class GuidedRectifiers(TorchFunctionMode):
                            kwargs: dict[str, Any] | None = None) -> Any:
         """Call `func`, and guard its result when it is a rectifier."""
         kwargs = kwargs or {}
-        rectifies = func in _RECTIFIERS or (func in _CLIPS and _lower_end(args, kwargs) == 0)
+        rectifies = func in _RECTIFIERS or (func in _CLIPS and _clips_at_zero(args, kwargs))
         with torch._C.DisableTorchFunction() if rectifies else contextlib.nullcontext():
             result = func(*args, **kwargs)
         self.met += rectifies
@@ -60,8 +64,9 @@ def _only_positive(gradient: Tensor) -> Tensor:
     return gradient.clamp(min=0)
 
 
-def _lower_end(args: tuple[Any, ...], kwargs: dict[str, Any]) -> float:
-    return float(args[1] if len(args) > 1 else kwargs.get("min_val", -1.0))
+def _clips_at_zero(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    low = args[1] if len(args) > 1 else kwargs.get("min", kwargs.get("min_val"))
+    return isinstance(low, int | float) and low == 0
 
 
 class GuidedBackprop:
