@@ -48,8 +48,9 @@ _TOUCHES = frozenset({"__bool__", "__contains__", "__float__", "__index__", "__i
                       "equal", "item", "numpy", "tolist"})
 """They read or overwrite single values."""
 
-_KINKED = frozenset({"abs", "clamp", "clamp_max", "clamp_min", "elu", "celu", "hardswish", "hardtanh",
-                      "leaky_relu", "prelu", "relu", "relu6", "selu", "softshrink", "softsign"})
+_CLIPS = frozenset({"clamp", "clamp_max", "clamp_min", "hardtanh", "relu", "relu6"})
+"""Each element or a bound: the quotient of two differences loses no digits, unless both are 0."""
+_KINKED = frozenset({"abs", "celu", "elu", "hardswish", "leaky_relu", "prelu", "selu", "softshrink", "softsign"})
 _SMOOTH = frozenset({"gelu", "logsigmoid", "mish", "sigmoid", "silu", "softplus", "tanh", "tanhshrink"})
 """Functions of each element by itself, with derivatives of the order of 1 that change over distances of that order."""
 _CLOSED: dict[str, Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]] = {
@@ -115,7 +116,7 @@ class Secants(TorchFunctionMode):
         return result
 
     def _apply(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if name in _KINKED or name in _SMOOTH or name in _CLOSED:
+        if name in _CLIPS or name in _KINKED or name in _SMOOTH or name in _CLOSED:
             return self._elementwise(name, func, args, kwargs)
         if name in _PRODUCTS:
             return self._product(name, func, args, kwargs)
@@ -155,8 +156,7 @@ class Secants(TorchFunctionMode):
         _require_constants(name, (a, *rest), named)
         a0 = self._reference(name, a)
         if a0 is None:
-            result: Tensor = func(*args, **kwargs)
-            return result
+            return func(*args, **kwargs)  # type: ignore[no-any-return]
 
         def plain(x: Tensor) -> Tensor:
             found: Tensor = func(x.clone(), *rest, **named)  # a clone, for it may be in place
@@ -168,9 +168,11 @@ class Secants(TorchFunctionMode):
         in_place = y is own
         if name in _CLOSED:
             slope = _CLOSED[name](given, a0, y, y0)
+        elif name in _CLIPS:
+            slope = clip_secant(given, a0, y, y0)
         else:
             slope = secant(plain, given, a0, y, y0, smooth=name in _SMOOTH)
-        result = _with_gradient_of(a * slope, y)
+        result: Tensor = _Sloped.apply(a, slope, (y,))
         return a.copy_(result) if in_place else result
 
     def _product(self, name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -242,6 +244,12 @@ def secant(function: Callable[[Tensor], Tensor], a: Tensor, a0: Tensor, y: Tenso
     return torch.where(near, derivative, (y - y0) / torch.where(near, 1, difference))
 
 
+def clip_secant(a: Tensor, a0: Tensor, y: Tensor, y0: Tensor) -> Tensor:
+    """The same for a function that is a or a bound; where a is a₀, its derivative."""
+    difference = a - a0
+    return torch.where(difference == 0, (y == a).to(a), (y - y0).div_(difference))
+
+
 def _log_mean(a: Tensor, b: Tensor) -> Tensor:
     """The logarithm of (exp a − exp b) / (a − b), which is exp a where they are equal."""
     half = torch.where(a == b, 0.0, (a - b) / 2).abs()
@@ -250,6 +258,18 @@ def _log_mean(a: Tensor, b: Tensor) -> Tensor:
     spread = torch.where(half < 0.05, half.square() / 6, large + torch.log1p(-torch.exp(-2 * large))
                          - torch.log(2 * large))
     return (a + b) / 2 + spread
+
+
+class _Sloped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, slope: Tensor, value: tuple[Tensor]) -> Tensor:
+        ctx.save_for_backward(slope)
+        return value[0]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        slope, = ctx.saved_tensors
+        return gradients[0] * slope, None, None
 
 
 class _WithGradientOf(torch.autograd.Function):

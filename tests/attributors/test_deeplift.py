@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from certframe.attributors.deeplift import DeepLift, multipliers
-from certframe.attributors.secants import _CLOSED, _KINKED, _SMOOTH, secant
+from certframe.attributors.secants import _CLIPS, _CLOSED, _KINKED, _SMOOTH, clip_secant, secant
 from certframe.errors import UsageError
 from certframe.torch_model import TorchModel
 
@@ -174,7 +174,7 @@ def test_a_nearby_reference_gives_the_gradient() -> None:
 
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    name: getattr(torch, name, None) or getattr(functional, name) for name in (*_KINKED, *_SMOOTH, *_CLOSED)
+    name: getattr(torch, name, None) or getattr(functional, name) for name in (*_CLIPS, *_KINKED, *_SMOOTH, *_CLOSED)
     if name not in ("clamp", "clamp_max", "clamp_min", "prelu")} | {"clamp": lambda x: x.clamp(-1, 2)}
 
 
@@ -186,7 +186,8 @@ def test_secants_in_float32(name: str, distance: float) -> None:
     a = a.abs() + 1e-4 if positive else a
     a0 = a + distance
     y, y0 = f(a), f(a0)
-    slope = _CLOSED[name](a, a0, y, y0) if name in _CLOSED else secant(f, a, a0, y, y0, smooth=name in _SMOOTH)
+    slope = _CLOSED[name](a, a0, y, y0) if name in _CLOSED else clip_secant(a, a0, y, y0) if name in _CLIPS else (
+        secant(f, a, a0, y, y0, smooth=name in _SMOOTH))
     exact, exact0 = a.double(), a0.double()
     wanted = f(exact) - f(exact0)
     # The slope times the distance is the difference, as well as float32 can say what the two values are.
