@@ -28,8 +28,10 @@ class Rise:
     on the map (a transformer's class token) is not masked.
 
     With `fresh` masks every noisy copy has its own. They are drawn independently of the noise, so the certificate is
-    sound, and the function it is about is the expectation over noise and masks. Otherwise one set of masks serves all
-    copies and images of the run, and the certified function is the expectation over noise for these masks.
+    sound, and the function it is about is the expectation over noise and masks. That holds for any number of masks, but
+    maps from few are grainy, and the pixels of a grainy map abstain. Otherwise one set of masks serves all copies and
+    images of the run, and the certified function is the expectation over noise for these masks: with few of them their
+    grain is certified too.
 
     Source: Petsiuk, Das, Saenko, "RISE: Randomized Input Sampling for Explanation of Black-box Models", BMVC 2018. The
     defaults are those of Anani et al., "Pixel-level Certified Explanations via Randomized Smoothing", ICML 2025.
@@ -39,7 +41,8 @@ class Rise:
         """Options of `rise`."""
 
         layer: str = Field("input", description="'input', 'final' (last spatial feature map), or a module path.")
-        masks: int = Field(1000, ge=1, description="Number of masks N for each noisy copy.")
+        masks: int = Field(1000, ge=1, description="Number of masks N for each noisy copy; few fresh ones are sound "
+                                                   "and quick, but certify little.")
         cells: int = Field(6, ge=1, description="Cells of a mask's grid along each side.")
         p: float = Field(0.1, gt=0, lt=1, description="Probability that a cell is kept.")
         fresh: bool = Field(True, description="Draw new masks for every noisy copy, instead of one set for the run.")
