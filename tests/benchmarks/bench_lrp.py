@@ -5,17 +5,12 @@ Medians of alternate runs in one process, 224×224, two threads, the same tuned 
 
 from __future__ import annotations
 
-import gc
-import json
-import statistics
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from measure import medians, peak_memory, settle
 from torch import nn
 
 from certframe.config import component
@@ -78,18 +73,6 @@ def _zennit(model: Any, composite: str) -> Callable[[], Any]:
     return run
 
 
-def _medians(works: dict[str, Callable[[], Any]], repetitions: int = 5) -> dict[str, float]:
-    seconds: dict[str, list[float]] = {name: [] for name in works}
-    for repetition in range(repetitions + 1):
-        for name, work in works.items():
-            gc.collect()
-            begin = time.perf_counter()
-            work()
-            if repetition:  # the first warms up
-                seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(values) for name, values in seconds.items()}
-
-
 @pytest.mark.filterwarnings("ignore:.*does not conserve")
 @pytest.mark.parametrize("composite", ["epsilon-plus-box", "epsilon-plus-flat", "epsilon-gamma-box",
                                        "epsilon-alpha2-beta1", "epsilon-alpha2-beta1-flat", "excitation-backprop"])
@@ -97,12 +80,10 @@ def _medians(works: dict[str, Callable[[], Any]], repetitions: int = 5) -> dict[
 def bench_lrp(benchmark, name, composite):
     """32 noisy copies: lrp, zennit, gradient."""
     pytest.importorskip("zennit", reason="zennit is not installed")
-    from certframe.cli.allocator import tune_allocator
-    tune_allocator()
-    torch.set_num_threads(2)
+    settle(threads=2)
     model = _model(name)
     ours = _ours(model, composite)
-    took = _medians({"ours": ours, "zennit": _zennit(model, composite), "gradient": _gradient(model)})
+    took = medians({"ours": ours, "zennit": _zennit(model, composite), "gradient": _gradient(model)})
     ratios = {"of_zennit": took["ours"] / took["zennit"], "of_gradient": took["ours"] / took["gradient"],
               "zennit_of_gradient": took["zennit"] / took["gradient"]}
     benchmark.extra_info.update({**took, **ratios})
@@ -113,44 +94,28 @@ def bench_lrp(benchmark, name, composite):
 
 def bench_lrp_on_a_transformer(benchmark):
     """32 noisy copies of a small vision transformer, which zennit has no rules for: lrp against a gradient."""
-    from certframe.cli.allocator import tune_allocator
-    tune_allocator()
-    torch.set_num_threads(2)
+    settle(threads=2)
     model = _model("vit_tiny_patch16_224")
     ours = _ours(model, "epsilon-plus-box")
-    took = _medians({"ours": ours, "gradient": _gradient(model)})
+    took = medians({"ours": ours, "gradient": _gradient(model)})
     ratio = took["ours"] / took["gradient"]
     benchmark.extra_info.update({**took, "of_gradient": ratio})
     print(f"\nvit_tiny epsilon-plus-box: {took['ours']:.2f} s, {ratio:.2f} × a gradient")
     benchmark.pedantic(ours, rounds=1)
 
 
-_MEMORY = """
-import json, resource, sys
-sys.path.insert(0, {here!r})
-import bench_lrp as b, torch
-torch.set_num_threads(2)
-model = b._model({name!r})
-work = {{"ours": lambda: b._ours(model, "epsilon-plus-box"), "zennit": lambda: b._zennit(model, "epsilon-plus-box"),
-         "gradient": lambda: b._gradient(model)}}[{who!r}]()
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-work()
-print(json.dumps((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - base) / 1024))
-"""
-
-
 @pytest.mark.parametrize("name", ["lite0", "resnet18"])
 def bench_lrp_memory(benchmark, name):
     """Peak memory of the same batch on top of the model, in fresh processes, in MB."""
     pytest.importorskip("zennit", reason="zennit is not installed")
-    here = __file__.rpartition("/")[0]
+    works = {"ours": "b._ours(model, 'epsilon-plus-box')", "zennit": "b._zennit(model, 'epsilon-plus-box')",
+             "gradient": "b._gradient(model)"}
 
     def peak(who: str) -> float:
-        code = _MEMORY.format(here=here, name=name, who=who)
-        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        return json.loads(out.stdout.splitlines()[-1])
+        found = peak_memory(f"import bench_lrp as b\nmodel = b._model({name!r})\nwork = {works[who]}", "work()")
+        return found["peak"] - found["base"]
 
-    took = {who: peak(who) for who in ("ours", "zennit", "gradient")}
+    took = {who: peak(who) for who in works}
     benchmark.extra_info.update({f"{who}_MB": value for who, value in took.items()})
     print(f"\n{name}, peak memory of 32 copies: " + ", ".join(f"{who} {value:.0f} MB" for who, value in took.items()))
     benchmark.pedantic(lambda: None, rounds=1)

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-
 import torch
-from measure import alternate, record
+from measure import alternate, fresh, peak_memory, record, settle
 
 from certframe.certifiers.pixel import Pixel
 from certframe.config import component
@@ -40,9 +36,7 @@ def _bare(model, image: torch.Tensor) -> None:
 
 def bench_overhead_of_certifying(benchmark):
     """A gradient run of 200 copies with three K, counted and certified, against the bare passes; allocator tuned."""
-    from certframe.cli.allocator import tune_allocator
-    tune_allocator()
-    torch.set_num_threads(2)
+    settle(threads=2)
     model = _lite0()
     subject = _subject(model)
     sampler, cell = _sampler(model)
@@ -56,39 +50,28 @@ def bench_overhead_of_certifying(benchmark):
 
 
 _MEMORY = """
-import json, resource, sys
-sys.path.insert(0, {here!r})
-import bench_sampling as b, torch
-torch.set_num_threads(2)
+import bench_sampling as b
 model = b._lite0()
 subject = b._subject(model)
 sampler, cell = b._sampler(model, 8)
-base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-sampler.sample(subject, [cell], 0, {n})
-print(json.dumps({{"base": base, "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}}))
 """
 
 
 def bench_memory_is_constant_in_n(benchmark):
     """Peak memory of n = 100 and n = 2000, in fresh processes; the unit is what a batch of the model takes."""
-    here = __file__.rpartition("/")[0]
-
-    def peak(n: int) -> dict[str, int]:
-        code = _MEMORY.format(here=here, n=n)
-        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        return json.loads(out.stdout.splitlines()[-1])
+    def peak(n: int) -> dict[str, float]:
+        return peak_memory(_MEMORY, f"sampler.sample(subject, [cell], 0, {n})")
 
     few, many = peak(100), peak(2000)
     batch = few["peak"] - few["base"]
     share = (many["peak"] - few["peak"]) / batch
-    benchmark.extra_info.update({"batch_MB": batch / 1024, "difference_of_a_batch": share})
-    print(f"\npeak memory at n = 2000 minus n = 100: {share:+.2%} of a batch ({batch / 1024:.0f} MB)")
+    benchmark.extra_info.update({"batch_MB": batch, "difference_of_a_batch": share})
+    print(f"\npeak memory at n = 2000 minus n = 100: {share:+.2%} of a batch ({batch:.0f} MB)")
     benchmark.pedantic(lambda: None, rounds=1)
 
 
 _ALLOCATOR = """
-import json, sys, time
-sys.path.insert(0, {here!r})
+import json, time
 if {tuned}:
     from certframe.cli.allocator import tune_allocator
     assert tune_allocator()
@@ -113,12 +96,8 @@ print(json.dumps([best, forward]))
 
 def bench_allocator(benchmark):
     """The same counting with and without the tuned allocator, in fresh processes, twice alternately."""
-    here = __file__.rpartition("/")[0]
-
     def seconds(tuned: bool) -> list[float]:
-        code = _ALLOCATOR.format(here=here, tuned=tuned)
-        out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        return json.loads(out.stdout.splitlines()[-1])
+        return fresh(_ALLOCATOR.format(tuned=tuned))
 
     runs = [(seconds(True), seconds(False)) for _ in range(2)]
     tuned, plain = ([min(run[side][i] for run in runs) for i in (0, 1)] for side in (0, 1))
