@@ -8,6 +8,12 @@ from certframe import Register, hookimpl
 @hookimpl
 def certframe_attributors(register: Register) -> None:
     """The attribution methods."""
+    register("eva", "certframe_eva.attributors:Eva",
+             summary="cells whose perturbation brings other classes closest, by verified bounds on small networks")
+    register("eva-targeted", "certframe_eva.attributors:EvaTargeted",
+             summary="where brighter (+) and darker (−) pixels turn the image into another class, by verified bounds")
+    register("eva-hybrid", "certframe_eva.attributors:EvaHybrid",
+             summary="EVA for large networks: sampled up to a layer, propagated from there; not verified")
     register("greedy-as", "certframe_eva.greedy:GreedyAS",
              summary="variables in the order in which they bring an adversarial example closer")
 
