@@ -14,8 +14,11 @@ from certframe.config import resolve_component
 from certframe.errors import UsageError
 from certframe.protocols import Certificate, Certifier, Schedule
 from certframe.statistics.binomial import smoothing_radius
-from certframe.statistics.sequential import calibrated_boundaries
+from certframe.statistics.sequential import calibrated_boundaries, chances
 from certframe.tally import Tally
+
+HOPELESS = 0.05
+"""Sampling does not go on for a class whose probability of being certified by the end is below this."""
 
 
 class ClassAnd:
@@ -25,8 +28,8 @@ class ClassAnd:
     certifier named by `joint`, so "the class *and* these pixels" hold together with probability 1 − α. The class is
     fixed before the first copy is drawn, so its test is one-sided and needs no correction for several classes: it is
     certified within σΦ⁻¹(τ) when its votes k have S_τ(k) ≤ α_class. Jointly with a certifier that looks several times
-    the class is looked at as often, with the bounds of `adaptive` for a single test. If the class cannot be certified
-    the pixels still can.
+    the class is looked at as often, with the bounds of `adaptive` for a single test, and sampling goes on as long as
+    there is hope for it. If the class cannot be certified the pixels still can.
     """
 
     class Options(protocols.Options):
@@ -52,9 +55,20 @@ class ClassAnd:
             self.evidence, self.vote_thresholds = self._inner.evidence, self._inner.vote_thresholds
 
     def looks(self, samples: int) -> Schedule | None:
-        """Those of the joint certifier."""
-        schedule: Schedule | None = self._inner.looks(samples)
-        return schedule
+        """Those of the joint certifier; it has to be content, and the class certified or without much hope."""
+        inner: Schedule | None = self._inner.looks(samples)
+        return inner and Schedule(inner.looks, lambda tally: self._done(inner, tally))
+
+    def _done(self, inner: Schedule, tally: Tally) -> tuple[bool, str]:
+        stop, why = inner.done(tally)
+        if not stop or tally.votes is None:
+            return stop, why
+        if self.class_certified(tally, self.options.tau):
+            return True, f"{why}; the class is certified"
+        looks, bounds = self._class_bounds(tally, self.options.tau)
+        votes = _votes_upto(tally, tally.samples, int(tally.identity["target"]))
+        hope = float(chances(tally.samples, int(bounds[-1]), looks[-1])[votes])
+        return hope < HOPELESS, f"{why}; the class is not certified, and its chance is {100 * hope:.0f} %"
 
     def min_samples(self, pixels: int, levels: int) -> int:
         """The number of copies that the joint certifier needs."""
@@ -86,18 +100,20 @@ class ClassAnd:
 
     def class_certified(self, tally: Tally, tau: float) -> bool:
         """Whether the class has had the votes that this τ takes at one of the looks so far."""
-        o, looks, target = self.options, self._class_looks(tally), int(tally.identity["target"])
-        bounds = calibrated_boundaries(looks, tau, o.alpha * o.share, 0, 1)
+        (looks, bounds), target = self._class_bounds(tally, tau), int(tally.identity["target"])
         return any(_votes_upto(tally, look, target) >= bound
                    for look, bound in zip(looks, bounds, strict=True) if look <= tally.samples)
 
-    def _class_looks(self, tally: Tally) -> tuple[int, ...]:
+    def _class_bounds(self, tally: Tally, tau: float) -> tuple[tuple[int, ...], np.ndarray]:
+        """When the class is looked at, and how many votes certify it there."""
         planned = tally.planned or tally.samples
         schedule = self.looks(planned)
         if schedule is None:
             require_complete("class", tally)
-            return (tally.samples,)
-        return (*(n for n in schedule.looks if n in tally.cuts and n < planned), planned)
+            looks: tuple[int, ...] = (tally.samples,)
+        else:
+            looks = (*(n for n in schedule.looks if n in tally.cuts and n < planned), planned)
+        return looks, calibrated_boundaries(looks, tau, self.options.alpha * self.options.share, 0, 1)
 
 
 def _votes_upto(tally: Tally, copies: int, target: int) -> int:

@@ -148,6 +148,21 @@ def test_the_schedule_and_the_cuts_are_those_of_the_joint_certifier() -> None:
     assert made().min_samples(100, 1) == Pixel(Pixel.Options(alpha=0.0005)).min_samples(100, 1)
 
 
+def test_sampling_goes_on_while_there_is_hope_for_the_class() -> None:
+    """The pixels are all certain at the first look: `adaptive` by itself would stop."""
+    schedule = made(joint="adaptive").looks(LOOKS[-1])
+    assert schedule is not None
+    for votes, stop, said in ((96, True, "the class is certified"), (84, False, "the class is not certified"),
+                              (60, True, "the class is not certified, and its chance is 0 %")):
+        tally = looked([votes] + [0] * (len(LOOKS) - 1), 0)
+        assert Adaptive().done(tally)[0]
+        verdict, reason = schedule.done(tally)
+        assert (verdict, said in reason) == (stop, True), (votes, reason)
+        assert schedule.done(replace(tally, votes=None)) == made(joint="adaptive")._inner.done(tally)
+    later = looked([84, 40, 50, *[0] * (len(LOOKS) - 3)], 2)
+    assert schedule.done(later)[0] == is_certified(made(joint="adaptive").certify(later))
+
+
 def test_counts_that_were_stopped_are_only_for_adaptive() -> None:
     tally = looked([90] * len(LOOKS), 1)
     made(joint="adaptive").certify(tally)
