@@ -23,3 +23,5 @@ def certframe_metrics(register: Register) -> None:
     """The metrics."""
     register("robustness-sr", "certframe_eva.robustness:RobustnessSr",
              summary="distance to an adversarial example that changes only the most important pixels")
+    register("tightness", "certframe_eva.tightness:Tightness",
+             summary="how far other classes can come ahead in a ball, by each bound method")
