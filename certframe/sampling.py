@@ -191,6 +191,7 @@ class Sampler:
             a, b = _ranges(a, high, self._fits.get(cell.fingerprint, self.batch_size))[0]
             found = self._levels(subject, cell, noisy[a - low:b - low], range(a, b))
             if found is None:  # tried again outside the exception, whose traceback holds on to the tensors
+                self._shared.forget()
                 self._halve(subject, cell, b - a)
                 continue
             # Counting comes after all that needs much memory: nothing is ever added twice.

@@ -61,7 +61,11 @@ class SharedBodies:
             yield
         finally:
             self._batch = None
-            self._kept.clear()
+            self.forget()
+
+    def forget(self) -> None:
+        """Free what is kept, before the batch is done."""
+        self._kept.clear()
 
     def at(self, layer: str) -> Split:
         """As the model's own."""

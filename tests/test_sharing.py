@@ -82,6 +82,10 @@ def test_other_layers_parts_of_a_batch_and_watched_calls_are_run_again(model: To
     sampler(model, notify=lambda line: None).sample(
         SUBJECT, [cell(GradCam, "final"), cell(Halved, "final"), cell(Halved, "final", 0.5)], 0, 8)
     assert bodies == [8, 4, 4, 4, 4]
+    bodies.clear()
+    cells = [cell(GradCam, "final"), cell(Halved, "final"), cell(Cam, "final")]
+    sampler(model, notify=lambda line: None).sample(SUBJECT, cells, 0, 8)
+    assert bodies == [8, 4, 4, 8], "when memory is short, what was kept for the whole batch is given up"
 
 
 def test_an_activation_that_was_changed_is_computed_again(model: TorchModel, bodies: list[int]) -> None:
