@@ -41,7 +41,12 @@ def expected(entry: Entry, act: type[nn.Module]) -> Tensor:
 def same(entry: Entry, way: type[Plain], act: type[nn.Module]) -> None:
     wanted = expected(entry, act)
     assert float(wanted.abs().max()) > 0
-    found = explain(entry, build(way, act))
+    try:
+        found = explain(entry, build(way, act))
+    except UsageError as refusal:
+        if entry.name in MODIFYING:
+            raise
+        pytest.skip(f"refused: {refusal}")  # a method may know fewer ways, as long as it says so
     torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
 
 
