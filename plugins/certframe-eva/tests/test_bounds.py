@@ -116,8 +116,8 @@ def slow_reach(a: np.ndarray, p: float, eps: float, sign: int, fixed: np.ndarray
     return eps * float(np.linalg.norm(a, DUAL[p]))
 
 
-def slow_lines(layer: Layer, low: np.ndarray, high: np.ndarray) -> list[tuple[np.ndarray, float, np.ndarray]]:
-    """For every output: coefficients of the upper line, its constant, coefficients of the lower line."""
+def slow_lines(layer: Layer, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A row for every output: coefficients of the upper line, its constant, coefficients of the lower line."""
     found = []
     if layer.kind == "rectifier":
         for i, (below, above) in enumerate(zip(low, high, strict=True)):
@@ -131,8 +131,7 @@ def slow_lines(layer: Layer, low: np.ndarray, high: np.ndarray) -> list[tuple[np
                 constant = above - upper[i] * above
                 lower[i] = 1.0 if above > -below else layer.leak
             found.append((upper, constant, lower))
-        return found
-    for group in layer.groups or []:
+    for group in layer.groups or []:  # of a maximum
         upper, lower = np.zeros(len(low)), np.zeros(len(low))
         order = sorted(group, key=lambda i: -high[i])
         first = order[0]
@@ -143,15 +142,18 @@ def slow_lines(layer: Layer, low: np.ndarray, high: np.ndarray) -> list[tuple[np
         upper[first] = slope
         lower[max(group, key=lambda i: low[i] + high[i])] = 1.0
         found.append((upper, level - slope * low[first], lower))
-    return found
+    upper, constant, lower = (np.array(part) for part in zip(*found, strict=True))
+    return upper, constant, lower
 
 
 def slow_bounds(layers: list[Layer], x: np.ndarray, p: float, eps: float, sign: int, fixed: np.ndarray,
                 part: str) -> tuple[np.ndarray, np.ndarray]:
     """One problem, neuron by neuron: intervals of every layer's output, the last being the logits."""
     intervals: list[tuple[np.ndarray, np.ndarray]] = []
+    lines: list[Any] = []
     for depth, layer in enumerate(layers):
-        found: list[tuple[np.ndarray, np.ndarray]] = []
+        found: list[tuple[np.ndarray, np.ndarray]] = []  # one
+        lines.append(None if layer.kind == "affine" else slow_lines(layer, *intervals[-1]))
         if layer.kind != "affine":
             low, high = intervals[-1]
             if layer.kind == "rectifier":
@@ -165,17 +167,16 @@ def slow_bounds(layers: list[Layer], x: np.ndarray, p: float, eps: float, sign: 
             assert layer.weight is not None
             up, down = np.maximum(layer.weight, 0), np.minimum(layer.weight, 0)
             found.append((up @ low + down @ high + layer.bias, up @ high + down @ low + layer.bias))
-        if part != "ibp" or first:
-            size = len(layer.weight) if layer.weight is not None else len(found[0][0])
-            sides = [[slow_functional(layers[:depth + 1], intervals, s * row, x, p, eps, sign, fixed, part)
-                      for row in np.eye(size)] for s in (1.0, -1.0)]
+        elif layer.weight is not None:
+            sides = [[slow_functional(layers[:depth + 1], lines, s * row, x, p, eps, sign, fixed, part)
+                      for row in np.eye(len(layer.weight))] for s in (1.0, -1.0)]
             found.append((-np.array(sides[1]), np.array(sides[0])))
-        intervals.append((np.max([f[0] for f in found], axis=0), np.min([f[1] for f in found], axis=0)))
+        intervals += found
     return intervals[-1]
 
 
-def slow_functional(layers: list[Layer], intervals: list[tuple[np.ndarray, np.ndarray]], row: np.ndarray,
-                    x: np.ndarray, p: float, eps: float, sign: int, fixed: np.ndarray, part: str) -> float:
+def slow_functional(layers: list[Layer], lines: list[Any], row: np.ndarray, x: np.ndarray, p: float, eps: float,
+                    sign: int, fixed: np.ndarray, part: str) -> float:
     """CROWN for one functional of the last of these layers; `forward` keeps positive and negative parts apart."""
     plus, minus, constant = np.maximum(row, 0), np.minimum(row, 0), 0.0
     for depth in range(len(layers) - 1, -1, -1):
@@ -192,10 +193,9 @@ def slow_functional(layers: list[Layer], intervals: list[tuple[np.ndarray, np.nd
             continue
         if part == "backward":
             plus, minus = np.maximum(plus + minus, 0), np.minimum(plus + minus, 0)
-        lines = slow_lines(layer, *intervals[depth - 1])
-        constant += sum(plus[i] * c for i, (_, c, _) in enumerate(lines))
-        plus, minus = (sum(plus[i] * u for i, (u, _, _) in enumerate(lines)),
-                       sum(minus[i] * v for i, (_, _, v) in enumerate(lines)))
+        upper, shift, lower = lines[depth]
+        constant += float(plus @ shift)
+        plus, minus = plus @ upper, minus @ lower
     a = plus + minus
     return float(a @ x) + constant + slow_reach(a, p, eps, sign, fixed)
 
@@ -206,7 +206,7 @@ def slow_functional(layers: list[Layer], intervals: list[tuple[np.ndarray, np.nd
 @st.composite
 def sequential(draw: Any) -> tuple[nn.Sequential, tuple[int, int, int]]:
     """A small convolutional network of random shape, and its input's shape."""
-    shape = draw(st.integers(1, 2)), draw(st.integers(5, 8)), draw(st.integers(5, 8))
+    shape = draw(st.integers(1, 2)), draw(st.integers(4, 6)), draw(st.integers(4, 6))
     layers: list[nn.Module] = []
     x = torch.zeros(1, *shape)
 
@@ -269,8 +269,8 @@ def project(delta: Tensor, region: Region, q: int) -> Tensor:
     return delta
 
 
-def worst_found(module: nn.Module, region: Region, q: int, row: Tensor, seed: int, samples: int = 200) -> Tensor:
-    """(M,): the largest value of a functional of the logits, by sampling, then by ten steps of gradient ascent."""
+def worst_found(module: nn.Module, region: Region, q: int, row: Tensor, seed: int, samples: int = 100) -> Tensor:
+    """(M,): the largest value of a functional of the logits, by sampling, then by six steps of gradient ascent."""
     generator = torch.Generator().manual_seed(seed)
     best = torch.full((region.items,), -math.inf, dtype=region.centre.dtype)
     for m in range(region.items):
@@ -279,7 +279,7 @@ def worst_found(module: nn.Module, region: Region, q: int, row: Tensor, seed: in
         delta = torch.randn(shape, generator=generator, dtype=torch.float64).to(region.centre) * region.eps
         if region.p == 1:  # corners of the ball are where a functional is largest
             delta = delta * (torch.rand(shape, generator=generator) < 0.1)
-        for _ in range(10):
+        for _ in range(5):
             delta = project(delta, one, q).requires_grad_()
             value = module(one.centre + delta) @ row
             best[m] = torch.maximum(best[m], value.max().detach())
@@ -292,12 +292,12 @@ def worst_found(module: nn.Module, region: Region, q: int, row: Tensor, seed: in
 # -- exactness ----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25)
+@settings(max_examples=10)
 @given(sequential(), perturbations(), st.integers(0, 99))
 def test_it_is_what_the_slow_implementation_gives(drawn: Any, ball: dict[str, Any], seed: int) -> None:
     module, shape = drawn
     module = settled(module, seed)
-    network, x, masks = network_of(module, shape), some_images(shape, seed, 1), some_masks(shape, seed)
+    network, x, masks = network_of(module, shape), some_images(shape, seed, 1), some_masks(shape, seed)[:3]
     layers = dense_layers(module, shape)
     region = Region.ball(x, fixed=masks, **ball)
     for part in ("ibp", "forward", "backward"):
@@ -309,9 +309,9 @@ def test_it_is_what_the_slow_implementation_gives(drawn: Any, ball: dict[str, An
             np.testing.assert_allclose(high[0, q], expected[1], rtol=1e-9, atol=1e-9)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("p", NORMS)
-@pytest.mark.parametrize("sign", [0, 1, -1])
+@pytest.mark.parametrize(("method", "p", "sign"), [
+    ("ibp", 2.0, 0), ("forward", 2.0, 1), ("backward", 2.0, -1), ("ibp+forward", 1.0, 0), ("backward", 1.0, 1),
+    ("forward", math.inf, 0), ("ibp+backward", math.inf, -1)])
 def test_it_is_exact_on_linear_networks(method: str, p: float, sign: int) -> None:
     shape = (2, 6, 5)
     module = settled(nn.Sequential(nn.Conv2d(2, 3, 3, padding=1), nn.BatchNorm2d(3), nn.AvgPool2d(2), nn.Flatten(),
@@ -336,7 +336,7 @@ def test_windows_give_what_dense_rows_give(part: str, relaxation: Any, monkeypat
     shape = (2, 8, 8)
     module = settled(Residual(), 5)
     network, masks = network_of(module, shape), some_masks(shape, 1)
-    for p in NORMS:
+    for p in (1.0, 2.0):
         region = Region.ball(some_images(shape, 1), 0.1, p, fixed=masks, clip=True)
         found = logit_bounds(network, region, part, relaxation=relaxation)
         with monkeypatch.context() as patched:
@@ -355,7 +355,7 @@ def require_sound(module: nn.Module, region: Region, found: Tensor, rows: Tensor
         assert float(excess.max()) <= slack, (q, r)
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(sequential(), perturbations(), st.booleans(), st.integers(0, 99), st.sampled_from(METHODS),
        st.sampled_from(["shared", "own"]), st.sampled_from([torch.float32, torch.float64]))
 def test_no_output_is_outside(drawn: Any, ball: dict[str, Any], clip: bool, seed: int, method: str, relaxation: Any,
@@ -369,8 +369,8 @@ def test_no_output_is_outside(drawn: Any, ball: dict[str, Any], clip: bool, seed
     require_sound(module, region, found, rows, seed, 1e-9 if dtype == torch.float64 else 1e-5)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("p", NORMS)
+@pytest.mark.parametrize(("method", "p"), [("ibp", 2.0), ("forward", math.inf), ("ibp+forward+backward", 2.0),
+                                          ("backward", 1.0)])
 def test_no_output_of_a_residual_network_is_outside(method: str, p: float) -> None:
     shape = (2, 8, 8)
     module = settled(Residual(), 5)
@@ -384,7 +384,7 @@ def test_no_output_of_a_residual_network_is_outside(method: str, p: float) -> No
 # -- relations ----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=15)
+@settings(max_examples=8)
 @given(sequential(), perturbations(), st.booleans(), st.integers(0, 99), st.sampled_from(["shared", "own"]))
 def test_a_combination_is_never_looser_than_its_parts(drawn: Any, ball: dict[str, Any], clip: bool, seed: int,
                                                       relaxation: Any) -> None:
@@ -398,7 +398,7 @@ def test_a_combination_is_never_looser_than_its_parts(drawn: Any, ball: dict[str
         assert bool((found[whole][1] <= found[part][1] + 1e-10).all())
 
 
-@settings(max_examples=12)
+@settings(max_examples=6)
 @given(sequential(), perturbations(), st.integers(0, 99), st.sampled_from(METHODS))
 def test_a_smaller_set_has_no_looser_bounds(drawn: Any, ball: dict[str, Any], seed: int, method: str) -> None:
     module, shape = drawn
@@ -409,14 +409,14 @@ def test_a_smaller_set_has_no_looser_bounds(drawn: Any, ball: dict[str, Any], se
     assert bool((high <= high[:, :1] + 1e-10).all())
 
 
-@pytest.mark.parametrize("relaxation", ["shared", "own"])
-@pytest.mark.parametrize("method", METHODS)
-def test_the_chunk_changes_nothing(relaxation: Any, method: str) -> None:
+@pytest.mark.parametrize(("method", "relaxation"), [("ibp+backward", "shared"), ("forward", "shared"),
+                                                    ("backward", "own")])
+def test_the_chunk_changes_nothing(method: str, relaxation: Any) -> None:
     shape = (2, 8, 8)
     network = network_of(settled(Residual(), 5), shape)
-    region = Region.ball(some_images(shape, 1, 3), 0.1, 2, fixed=some_masks(shape, 1))
+    region = Region.ball(some_images(shape, 1, 2), 0.1, 2, fixed=some_masks(shape, 1))
     expected = logit_bounds(network, region, method, relaxation=relaxation)
-    for chunk in (1, 3, 7):
+    for chunk in (1, 5):
         torch.testing.assert_close(logit_bounds(network, region, method, relaxation=relaxation, chunk=chunk), expected)
 
 
@@ -424,7 +424,7 @@ def test_the_chunk_changes_nothing(relaxation: Any, method: str) -> None:
 def test_float32_is_close_to_float64(p: float) -> None:
     """Rounding moves a bound by less than 10⁻⁴ of the bounds' size."""
     shape = (2, 8, 8)
-    for method, relaxation in itertools.product(METHODS, ("shared", "own")):
+    for method, relaxation in (("ibp+forward+backward", "shared"), ("backward", "own")):
         found = []
         for dtype in (torch.float64, torch.float32):
             network = network_of(settled(Residual(), 5, dtype), shape)

@@ -151,11 +151,11 @@ def _settle(network: Network, region: Region, parts: tuple[str, ...], known: Int
                 boxes[value] = settled[value] = _range(network, sets, value, lines, "backward")
         else:
             assert op is not None
-            # A rectifier's interval follows from its input's, which every method has, and may be the tighter one.
-            from_inputs = "ibp" in parts or isinstance(op, Rectifier | Maximum)
-            found = [_interval(op, [boxes[i] for i in op.inputs])] if from_inputs else []
+            # The range of what a rectifier or a maximum computes follows from that of its input, without loss.
+            bent = isinstance(op, Rectifier | Maximum)
+            found = [_interval(op, [boxes[i] for i in op.inputs])] if bent or "ibp" in parts else []
             if value in network.unsettled:
-                found += [_range(network, sets, value, lines, part) for part in parts if part != "ibp"]
+                found += [_range(network, sets, value, lines, part) for part in parts if part != "ibp" and not bent]
                 found += [known[value]] if value in known else []
                 for other in found[1:]:
                     found[0] = _intersect(found[0], other)
