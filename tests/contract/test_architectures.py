@@ -1,4 +1,4 @@
-"""Every registered attributor on every architecture of the papers, at the input, at the last map and in between.
+"""Every attributor with an option `layer` on the papers' architectures: at the input, at the last map and in between.
 
 On narrow networks of the same structure and small pictures; `scripts/studies/architectures.py` does it at full size.
 """
@@ -65,15 +65,15 @@ def narrow(name: str) -> Model:
     return model
 
 
-def built(entry: Entry, layer: str | None) -> Any:
+def built(entry: Entry, layer: str) -> Any:
     """The method at a layer, cheap; None when it has no such option."""
     cls = entry.load()
     fields = cls.Options.model_fields
-    if layer is not None and "layer" not in fields:
+    if "layer" not in fields:
         return None
     example = getattr(cls, "conformance_options", None)
     options: dict[str, Any] = dict(example(Path())) if example else {}
-    options |= {} if layer is None else {"layer": layer}
+    options["layer"] = layer
     for option, value in CHEAP.items():
         if option in fields and option not in options and not (option == "patch" and layer != "input"):
             try:
@@ -103,9 +103,7 @@ def require_cell(entry: Entry, model: Model, layer: str, inputs: Tensor) -> None
     if method is None:
         with pytest.raises(UsageError, match=r"^unknown option 'layer' of attributor "):
             resolve_component("attributor", entry.qualified, ["attributor.layer=final"])
-        if layer != "input":
-            return
-        method = built(entry, None)
+        return
     split, targets = model.at(layer), torch.arange(len(inputs)) * 3 + 1
     with torch.no_grad():
         size = split.as_map(split.body(inputs)[0]).shape[2:]
@@ -114,8 +112,7 @@ def require_cell(entry: Entry, model: Model, layer: str, inputs: Tensor) -> None
         warnings.filterwarnings("ignore", ".*does not conserve")
         found = method.attribute(model, inputs, targets, rng=fixtures.rng(range(len(inputs))))
         alone = method.attribute(model, inputs[-1:], targets[-1:], rng=fixtures.rng([len(inputs) - 1])).maps[0]
-    if "layer" in entry.load().Options.model_fields:
-        assert tuple(found.maps.shape) == (len(inputs), *size)
+    assert tuple(found.maps.shape) == (len(inputs), *size)
     assert found.maps.dtype == torch.float32
     assert torch.isfinite(found.maps).all()
     spread = float(found.maps.flatten(1).std(1).max())
