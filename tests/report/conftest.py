@@ -106,7 +106,10 @@ def real_tally(n: int = 2000, *, seed: int = 0, shape: tuple[int, int] = (12, 16
 
 
 def rates(certificate: Certificate) -> dict[str, float]:
-    result = {}
+    """What `certified-rate` measures; nothing where labels are not the claim."""
+    result: dict[str, float] = {}
+    if not certificate.about_labels:
+        return result
     for level, labels in zip(certificate.levels, certificate.labels, strict=True):
         result[f"certified1.{level}"] = float((labels == 1).mean())
         result[f"certified0.{level}"] = float((labels == 0).mean())
