@@ -292,7 +292,8 @@ def test_the_passes_that_methods_state_are_those_they_make() -> None:
                 rows[0] = 0
                 attributor.attribute(model, inputs, torch.tensor([1, 2, 3]), rng=rng(range(3)))
             stated += 1
-            assert rows[0] == 3 * passes, entry.name
+            # A reference that is the same for the whole batch (deeplift's) may be one row more.
+            assert rows[0] in (3 * passes, 3 * passes + 1), entry.name
     assert stated >= 8
 
 
