@@ -25,7 +25,7 @@ HOOKS = {kind: f"certframe_{kind}s" for kind in
          ("model", "attributor", "sparsifier", "certifier", "metric", "dataset", "executor")}
 INSTALL_HINTS = {
     "timm": "certframe-timm", "lite0": "certframe-timm", "rise": "certframe-rise", "lrp": "certframe-zennit",
-    "shapley-sampling": "certframe-captum", "kernel-shap": "certframe-captum",
+    "shapley-sampling": "certframe-captum",
 }
 """Names that first-party distributions bring, for the message when one is not installed."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9+-]*")

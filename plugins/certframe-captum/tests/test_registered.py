@@ -6,17 +6,15 @@ import subprocess
 import sys
 
 import certframe_captum
-import pytest
 
 import certframe
 
 
-@pytest.mark.parametrize(("name", "cls"), [("shapley-sampling", "ShapleySampling"), ("kernel-shap", "KernelShap")])
-def test_it_registers(name: str, cls: str) -> None:
+def test_it_registers() -> None:
     registry = certframe.Registry(external=False)
     registry.add(certframe_captum, name="captum", distribution="certframe-captum")
     assert registry.broken == []
-    assert registry.find("attributor", name).load().__name__ == cls
+    assert registry.find("attributor", "shapley-sampling").load().__name__ == "ShapleySampling"
 
 
 def test_the_hook_module_imports_neither_torch_nor_captum() -> None:

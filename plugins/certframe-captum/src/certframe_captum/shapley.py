@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -13,9 +13,6 @@ from pydantic import Field
 from torch import Tensor
 
 import certframe
-
-Score = Callable[[Tensor], Tensor]
-"""Which cells are shown, (n, cells) of 0 and 1 → the target's logits (n,)."""
 
 
 def cell_numbers(height: int, width: int, grid: int) -> Tensor:
@@ -27,22 +24,37 @@ def cell_numbers(height: int, width: int, grid: int) -> Tensor:
     return down[:, None] * min(grid, width) + right
 
 
-class _Shapley:
-    """What the two estimates share: every copy is explained by itself, with a seed from its own stream."""
+class ShapleySampling:
+    """Shapley values of the cells of a picture, from random orders in which cells are shown.
+
+    A cell is worth what the logit rises by when it is shown, on average over all orders; cells that are not shown have
+    the baseline's value. `orders` of them are drawn for each copy, with a seed from its own stream. The map of a copy
+    adds up to f_c(x) − f_c(x₀), x₀ the baseline, whatever the orders.
+
+    J. Castro, D. Gómez, J. Tejada. Polynomial calculation of the Shapley value based on sampling. Computers &
+    Operations Research 36, 2009. As in captum's ShapleyValueSampling.
+    """
 
     class Options(certframe.Options):
-        """Options of the methods that estimate Shapley values."""
+        """Options of `shapley-sampling`."""
 
         grid: int = Field(7, ge=1, description="Cells along each side of the picture; the maps have this size.")
         baseline: float = Field(0.0, description="Value of every pixel of a cell that is left out.")
         chunk: int = Field(32, ge=1, description="Largest number of pictures in one pass; changes no result.")
+        orders: int = Field(10, ge=1, description="Random orders for each copy; each costs a forward pass per cell.")
 
     needs_gradients: ClassVar[bool] = False
     deterministic: ClassVar[bool] = False
     execution: ClassVar[frozenset[str]] = frozenset({"chunk"})
 
-    def __init__(self, options: Any = None) -> None:
+    @classmethod
+    def conformance_options(cls, directory: Path) -> dict[str, Any]:
+        """Little work, for the conformance kit."""
+        return {"grid": 3, "orders": 2}
+
+    def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()
+        self.passes = self.options.orders * self.options.grid**2 + 2
 
     def map_size(self, input_size: Sequence[int]) -> tuple[int, int]:
         """h, w of the maps for inputs of size C, H, W."""
@@ -61,79 +73,12 @@ class _Shapley:
                 score = functools.partial(_score, model, x, self.options.baseline, number, target)
                 with torch.random.fork_rng(devices=[inputs.device] if inputs.device.type == "cuda" else []):
                     torch.manual_seed(seed)  # captum draws from the global generator
-                    maps.append(self.estimate(score, all_shown))
+                    maps.append(attr.ShapleyValueSampling(score).attribute(
+                        all_shown, n_samples=self.options.orders, perturbations_per_eval=self.options.chunk))
         return certframe.Attribution(torch.cat(maps).float().view(-1, rows, columns), logits)
-
-    def estimate(self, score: Score, all_shown: Tensor) -> Tensor:
-        """The value of every cell, (1, cells)."""
-        raise NotImplementedError
 
 
 def _score(model: certframe.Model, x: Tensor, baseline: float, number: Tensor, target: Tensor,
            shown: Tensor) -> Tensor:
     pictures = torch.where(shown[:, number][:, None] > 0, x, baseline)
     return model.module(pictures)[:, target].float()
-
-
-class ShapleySampling(_Shapley):
-    """Shapley values of the cells of a picture, from random orders in which cells are shown.
-
-    A cell is worth what the logit rises by when it is shown, on average over all orders; cells that are not shown have
-    the baseline's value. `orders` of them are drawn for each copy. The map of a copy adds up to f_c(x) − f_c(x₀), x₀
-    the baseline, whatever the orders.
-
-    J. Castro, D. Gómez, J. Tejada. Polynomial calculation of the Shapley value based on sampling. Computers &
-    Operations Research 36, 2009. As in captum's ShapleyValueSampling.
-    """
-
-    class Options(_Shapley.Options):
-        """Options of `shapley-sampling`."""
-
-        orders: int = Field(10, ge=1, description="Random orders for each copy; each costs a forward pass per cell.")
-
-    @classmethod
-    def conformance_options(cls, directory: Path) -> dict[str, Any]:
-        """Little work, for the conformance kit."""
-        return {"grid": 3, "orders": 2}
-
-    def __init__(self, options: Options | None = None) -> None:
-        super().__init__(options)
-        self.passes = self.options.orders * self.options.grid**2 + 2
-
-    def estimate(self, score: Score, all_shown: Tensor) -> Tensor:
-        """The value of every cell, (1, cells)."""
-        o = self.options
-        found: Tensor = attr.ShapleyValueSampling(score).attribute(
-            all_shown, n_samples=o.orders, perturbations_per_eval=o.chunk)
-        return found
-
-
-class KernelShap(_Shapley):
-    """Shapley values of the cells of a picture, by a linear fit to the logits of random sets of cells.
-
-    The sets are weighted so that the solution of the fit with all of them would be the Shapley values.
-
-    S. Lundberg, S.-I. Lee. A unified approach to interpreting model predictions. NeurIPS 2017. As in captum's
-    KernelShap.
-    """
-
-    class Options(_Shapley.Options):
-        """Options of `kernel-shap`."""
-
-        samples: int = Field(200, ge=3, description="Random sets of cells for each copy, a forward pass each.")
-
-    @classmethod
-    def conformance_options(cls, directory: Path) -> dict[str, Any]:
-        """Little work, for the conformance kit."""
-        return {"grid": 3, "samples": 20}
-
-    def __init__(self, options: Options | None = None) -> None:
-        super().__init__(options)
-        self.passes = self.options.samples + 1
-
-    def estimate(self, score: Score, all_shown: Tensor) -> Tensor:
-        """The value of every cell, (1, cells)."""
-        o = self.options
-        found: Tensor = attr.KernelShap(score).attribute(
-            all_shown, n_samples=o.samples, perturbations_per_eval=o.chunk)
-        return found
