@@ -16,6 +16,10 @@ class CertframeError(Exception):
     exit_code = 1
 
 
+class PluginError(CertframeError):
+    """A plugin raised something of its own (exit code 1)."""
+
+
 class UsageError(CertframeError):
     """What was asked for is wrong: a name, an option, a file, a value (exit code 2). Nothing has been written."""
 

@@ -21,14 +21,25 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from certframe.config import RunConfig
 from certframe.device import resolve_device
-from certframe.errors import CertframeError, UsageError
+from certframe.errors import CertframeError, UsageError, one_line
 from certframe.noise import STREAM
 from certframe.planning import require_fit, require_samples
 from certframe.protocols import Certifier, Dataset, Executor
 from certframe.registry import Registry
 from certframe.store import Run, explanation_of, image_key
 from certframe.tally import Interval, Tally
-from certframe.worker import CellSpec, Count, Counted, Measure, Prepare, Prepared, Worker, cells_of, component_key
+from certframe.worker import (
+    CellSpec,
+    Count,
+    Counted,
+    Measure,
+    Measured,
+    Prepare,
+    Prepared,
+    Worker,
+    cells_of,
+    component_key,
+)
 
 if TYPE_CHECKING:
     from certframe.protocols import Certificate
@@ -88,8 +99,8 @@ class _CellState:
 class _Job:
     """One image on its way through the run."""
 
-    def __init__(self, index: int, name: str) -> None:
-        self.index, self.name, self.key = index, name, image_key(index, name)
+    def __init__(self, index: int, name: str, *, tolerant: bool = False) -> None:
+        self.index, self.name, self.key, self.tolerant = index, name, image_key(index, name), tolerant
         self.prepared: Prepared | None = None
         self.asked = False
         self.cells: dict[str, _CellState] = {}
@@ -117,7 +128,7 @@ class _Job:
         """The next piece of work, or None while results have to come in first."""
         if self.prepared is None:
             self.asked, before = True, self.asked
-            return None if before else Prepare(self.index)
+            return None if before else Prepare(self.index, self.tolerant)
         waiting = [cell for cell in self.cells.values() if cell.missing and not cell.finished]
         if not waiting:
             return None
@@ -160,11 +171,15 @@ class Pipeline:
         out: its directory; an unfinished run of the same configuration there is resumed.
         registry: where plugins are looked up.
         listener: hears of progress.
+        keep_going: record what fails in an unforeseen way on an image, or one method of several, and go on; what was
+            recorded before is not tried again. Otherwise such a failure ends the run, which can be resumed, and images
+            that could not be used are tried again when it is.
     """
 
     def __init__(self, config: RunConfig, out: Path, *, registry: Registry | None = None,
-                 listener: Listener | None = None) -> None:
-        self.config, self.out, self.registry = config, out, registry
+                 listener: Listener | None = None, keep_going: bool = False) -> None:
+        self.config, self.out, self.registry, self.keep_going = config, out, registry, keep_going
+        self._bearable: type[Exception] = Exception if keep_going else UsageError
         self.listener: Listener = listener or Silent()
         self.specs = cells_of(config)
         self.run: Run | None = None
@@ -238,12 +253,12 @@ class Pipeline:
                       indices: Sequence[int]) -> tuple[Prepared, list[tuple[int, str, str]]]:
         """Prepare the first image that can be used, before anything is written."""
         failures: list[tuple[int, str, str]] = []
-        error: UsageError | None = None
+        error: Exception | None = None
         for index in indices:
             try:
-                prepared: Prepared = executor.submit(Prepare(index)).result()
-            except UsageError as caught:
-                failures.append((index, dataset.name(index), str(caught)))
+                prepared: Prepared = executor.submit(Prepare(index, self.keep_going)).result()
+            except self._bearable as caught:
+                failures.append((index, dataset.name(index), one_line(caught)))
                 error = error or caught
             else:
                 self._require_samples_for(prepared)
@@ -253,13 +268,15 @@ class Pipeline:
     def _require_samples_for(self, prepared: Prepared) -> None:
         levels = len(self.config.sparsifier.build(self.registry).levels)
         for component, m in zip(self.config.attributor, prepared.maps, strict=True):
+            if m.numel() == 0:
+                continue  # the method has failed
             require_samples(self.config, self.certifiers, m.numel(), levels,
                             f"the {m.shape[0]}×{m.shape[1]} map of {component.name}")
 
     def _carry_out(self, dataset: Dataset, indices: Sequence[int]) -> Run:
         """Resume: start the executor only when something is left to do."""
         assert self.run is not None
-        left = [i for i in indices if not self.run.is_done(image_key(i, dataset.name(i)))]
+        left = [i for i in indices if not self._is_settled(image_key(i, dataset.name(i)))]
         if not left:
             self.run.write_table()
             return self.run
@@ -272,7 +289,9 @@ class Pipeline:
     def _work(self, executor: Executor, dataset: Dataset, indices: Sequence[int], first: Prepared | None,
               finished: int = 0) -> Run:
         assert self.run is not None
-        self.run.clear_failures() if first is None else None
+        if first is None:
+            for index in indices:
+                self.run.clear_failures(image_key(index, dataset.name(index)))
         begun = (self.run.partial(image_key(i, dataset.name(i)), spec.key) for i in indices for spec in self.specs)
         self.listener.begin(self._per_image * (len(indices) + finished),
                             self._per_image * finished + sum(tally.samples for tally in begun if tally))
@@ -285,7 +304,7 @@ class Pipeline:
                 if not under_way:
                     raise CertframeError("the pipeline has stalled: no task is under way although work is left")
                 for future in wait(under_way, return_when=FIRST_COMPLETED).done:
-                    self._deliver(executor, *under_way.pop(future), future)
+                    self._deliver(executor, under_way, *under_way.pop(future), future)
                 self._checkpoint()
         except BaseException:
             self._checkpoint(force=True)
@@ -302,32 +321,69 @@ class Pipeline:
                 under_way[executor.submit(task)] = (job, task, time.monotonic())
         while queue and len(under_way) < executor.slots:
             index = queue.popleft()
-            job = self._jobs[index] = _Job(index, dataset.name(index))
+            job = self._jobs[index] = _Job(index, dataset.name(index), tolerant=self.keep_going)
             self.listener.image(job.name)
             if first is not None and first.index == index:
                 self._begin(job, first)
             while len(under_way) < executor.slots and (task := job.next_task(self._shard)):
                 under_way[executor.submit(task)] = (job, task, time.monotonic())
 
-    def _deliver(self, executor: Executor, job: _Job, task: Any, since: float, future: Future[Any]) -> None:
+    def _deliver(self, executor: Executor, under_way: dict[Future[Any], tuple[_Job, Any, float]], job: _Job, task: Any,
+                 since: float, future: Future[Any]) -> None:
         if job.index not in self._jobs:
             return  # the image has failed meanwhile
         try:
             result = future.result()
-        except UsageError as error:
-            self._fail(job.index, job.name, str(error))
-            self.listener.advance(self._per_image - job.advanced)
-            del self._jobs[job.index]
-            return
-        if isinstance(task, Prepare):
-            self._begin(job, result)
+        except self._bearable as error:
+            if self.keep_going and isinstance(task, Count):
+                self._isolate(executor, under_way, job, task, one_line(error))
+            else:
+                self._fail(job.index, job.name, one_line(error))
+                self.listener.advance(self._per_image - job.advanced)
+                del self._jobs[job.index]
+                return
         else:
-            self._add(job, task, result, time.monotonic() - since)
+            if isinstance(task, Prepare):
+                self._begin(job, result)
+            else:
+                self._add(job, task, result, time.monotonic() - since)
         for cell in job.cells.values():
             if not cell.finished and self._is_complete(cell):
                 self._finish(executor, job, cell)
         if job.finished:
             self._close(job)
+
+    def _isolate(self, executor: Executor, under_way: dict[Future[Any], tuple[_Job, Any, float]], job: _Job,
+                 task: Count, reason: str) -> None:
+        """One of the methods of a task has failed: try each by itself, and give up on the one that fails then."""
+        if len(task.cells) > 1:
+            for key in task.cells:
+                alone = Count(task.index, (key,), task.start, task.stop)
+                under_way[executor.submit(alone)] = (job, alone, time.monotonic())
+            return
+        cell = job.cells[task.cells[0]]
+        cell.under_way -= 1
+        if not cell.finished:
+            self._fail_cell(job, cell, reason)
+
+    def _fail_cell(self, job: _Job, cell: _CellState, reason: str) -> None:
+        """Record that a method at a noise level could not be used on an image."""
+        assert self.run is not None
+        cell.finished = True
+        self.run.save_failure(job.index, job.name, reason, cell.spec.key)
+        self.run.log("failure", name=job.name, cell=cell.spec.key, reason=reason)
+        method = self.config.attributor[cell.spec.attributor].name
+        self.listener.note(f"{job.name}, {method}, σ = {cell.spec.sigma:g}: {reason}")
+        self.listener.advance(self.config.samples - (cell.tally.samples if cell.tally else 0))
+
+    def _is_settled(self, image: str) -> bool:
+        """Whether nothing is left to do for an image: it is done or, when going on after failures, known to fail."""
+        assert self.run is not None
+        if not self.keep_going:
+            return self.run.is_done(image)
+        if self.run.has_failed(image):
+            return True
+        return all(self.run.is_done(image, [spec]) or self.run.has_failed(image, spec.key) for spec in self.specs)
 
     def _begin(self, job: _Job, prepared: Prepared) -> None:
         assert self.run is not None
@@ -336,6 +392,9 @@ class Pipeline:
         self.run.save_image(prepared)
         self._say_what_is_not_measured(prepared)
         job.begin(prepared, self.run, self.specs, self.config.samples, self._looks())
+        for spec in self.specs:
+            if spec.attributor in prepared.failures:
+                self._fail_cell(job, job.cells[spec.key], prepared.failures[spec.attributor])
 
     def _say_what_is_not_measured(self, prepared: Prepared) -> None:
         """Once for every metric: an image lacks what it needs."""
@@ -354,6 +413,8 @@ class Pipeline:
             self._note(note)
         for key, tally in result.tallies.items():
             cell = job.cells[key]
+            if cell.finished:
+                continue  # it has failed meanwhile
             cell.tally = tally if cell.tally is None else cell.tally.merge(tally)
             cell.under_way -= 1
         self.listener.advance((task.stop - task.start) * len(task.cells))
@@ -387,10 +448,13 @@ class Pipeline:
         for certifier, component in zip(self.certifiers, self.config.certifier, strict=True):
             certificate: Certificate = certifier.certify(cell.tally)
             explanation = explanation_of(job.prepared, cell.spec.attributor, cell.tally, certificate)
-            metrics = executor.submit(Measure(explanation)).result()
+            measured: Measured = executor.submit(Measure(explanation, self.keep_going)).result()
             name = self.config.attributor[cell.spec.attributor].name
-            self.run.save_result(explanation, job.key, cell.spec.key, name, component_key(component), metrics=metrics,
-                                 stopped=cell.stopped)
+            for metric, reason in measured.failures.items():
+                self.run.save_failure(job.index, job.name, reason, f"{cell.spec.key}--{metric}")
+                self.listener.note(f"{job.name}, {name}, σ = {cell.spec.sigma:g}: {reason}")
+            self.run.save_result(explanation, job.key, cell.spec.key, name, component_key(component),
+                                 metrics=measured.values, stopped=cell.stopped)
             for warning in certificate.warnings:
                 self.listener.note(f"{job.name}, {name}, σ = {cell.spec.sigma:g}: {warning}")
         cell.finished = True
@@ -440,8 +504,8 @@ def provenance(config: RunConfig, weights: str) -> dict[str, Any]:
 
 
 def execute(config: RunConfig, out: Path, *, registry: Registry | None = None,
-            listener: Listener | None = None) -> Run:
+            listener: Listener | None = None, keep_going: bool = False) -> Run:
     """Carry a run out, or resume it; see `Pipeline`."""
-    return Pipeline(config, out, registry=registry, listener=listener).execute()
+    return Pipeline(config, out, registry=registry, listener=listener, keep_going=keep_going).execute()
 
 

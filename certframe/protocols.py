@@ -338,6 +338,9 @@ class Metric(Protocol):
         """One value per name; names are lower case with ``.`` between a quantity and its level (``certified.50``)."""
         ...
 
+    # A metric may also have ``of_map = True``: its values depend on image, target, extras, model and clean map only. A
+    # run then computes them once for all noise levels and certifiers.
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import io
 import json
@@ -41,7 +42,7 @@ from certframe.errors import CertframeError, UsageError
 from certframe.files import HALF_WRITTEN, disk_error, sha256, write_atomic
 from certframe.protocols import Certificate, Explanation
 from certframe.tally import Tally
-from certframe.worker import Prepared, cells_of, component_key
+from certframe.worker import CellSpec, Prepared, cells_of, component_key
 
 FORMAT = 1
 """Version of the directory's layout."""
@@ -258,10 +259,10 @@ class Run:
         paths = [self.ledger_path(image, cell, component_key(certifier)) for certifier in self.config.certifier]
         return str(_read_part(paths[0])["stopped"][0]) if all(path.exists() for path in paths) else None
 
-    def is_done(self, image: str) -> bool:
-        """Whether every cell and certifier of the run is finished for an image."""
+    def is_done(self, image: str, cells: Sequence[CellSpec] | None = None) -> bool:
+        """Whether every certifier of the run is finished for an image and these cells, by default all of the run."""
         return all(self.ledger_path(image, cell.key, component_key(certifier)).exists()
-                   for cell in cells_of(self.config) for certifier in self.config.certifier)
+                   for cell in cells or cells_of(self.config) for certifier in self.config.certifier)
 
     def table(self) -> pa.Table:
         """All parts of the ledger, a row per image, cell, certifier and metric."""
@@ -275,17 +276,29 @@ class Run:
 
     # -- failures and the log ------------------------------------------------------------------------------------------
 
-    def save_failure(self, index: int, name: str, reason: str) -> None:
-        """Record an image that could not be used."""
-        content = json.dumps({"index": index, "name": name, "reason": reason}, indent=2, sort_keys=True) + "\n"
-        write_atomic(self.path / "failures" / f"{image_key(index, name)}.json", content.encode())
+    def save_failure(self, index: int, name: str, reason: str, part: str = "") -> None:
+        """Record an image that could not be used, or a part of it: a cell, or a cell and a metric."""
+        content = {"index": index, "name": name, "reason": reason} | ({"part": part} if part else {})
+        file = f"{image_key(index, name)}{f'--{part}' if part else ''}.json"
+        write_atomic(self.path / "failures" / file, (json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
 
-    def clear_failures(self) -> None:
-        """Forget recorded failures; they are tried again when a run is resumed."""
-        shutil.rmtree(self.path / "failures", ignore_errors=True)
+    def has_failed(self, image: str, part: str = "") -> bool:
+        """Whether it is recorded that an image, or a part of it, could not be used."""
+        return (self.path / "failures" / f"{image}{f'--{part}' if part else ''}.json").exists()
+
+    def clear_failures(self, image: str | None = None) -> None:
+        """Forget the recorded failures of an image, or all; what is left to do is then tried again."""
+        folder = self.path / "failures"
+        if image is not None:
+            for file in (folder / f"{image}.json", *folder.glob(f"{glob.escape(image)}--*.json")):
+                file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def failures(self) -> list[dict[str, Any]]:
-        """``{"index", "name", "reason"}`` of every image that could not be used."""
+        """``{"index", "name", "reason"}`` of every image that could not be used; "part" is a cell or metric of it."""
         return [json.loads(p.read_text(encoding="utf-8")) for p in sorted((self.path / "failures").glob("*.json"))]
 
     def log(self, event: str, **details: Any) -> None:

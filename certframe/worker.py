@@ -6,14 +6,14 @@ An executor builds one `Worker` per place from the run's configuration; tasks an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from certframe.config import Component, RunConfig
 from certframe.device import resolve_device, weights_hash
-from certframe.errors import CertframeError, UsageError, one_line
+from certframe.errors import CertframeError, PluginError, UsageError, one_line
 from certframe.files import sha256
 from certframe.registry import Registry
 from certframe.sampling import Cell, Sampler, Subject, warn
@@ -21,7 +21,7 @@ from certframe.sampling import Cell, Sampler, Subject, warn
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from certframe.protocols import Certifier, Explanation, Model, Sample
+    from certframe.protocols import Certifier, Explanation, Metric, Model, Sample
     from certframe.tally import Tally
 
 
@@ -52,9 +52,14 @@ def _short(number: float) -> str:
 
 @dataclass(frozen=True)
 class Prepare:
-    """Task: read an image, fix its target, explain it without noise."""
+    """Task: read an image, fix its target, explain it without noise.
+
+    Attributes:
+        tolerant: a method that fails has an empty map and a reason, unless all do.
+    """
 
     index: int
+    tolerant: bool = False
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,22 @@ class Count:
 
 @dataclass(frozen=True)
 class Measure:
-    """Task: compute the run's metrics on an explanation."""
+    """Task: compute the run's metrics on an explanation.
+
+    Attributes:
+        tolerant: a metric that fails is left out, with a reason.
+    """
 
     explanation: Explanation
+    tolerant: bool = False
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Result of `Measure`: numbers by name, and why metrics failed, by name."""
+
+    values: Mapping[str, float]
+    failures: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,8 +99,9 @@ class Prepared:
     Attributes:
         image: (C,H,W) float32 in [0, 1] on the CPU.
         key: content hash of the image.
-        maps: clean attribution (h,w) float32 on the CPU for each attributor of the run.
+        maps: clean attribution (h,w) float32 on the CPU for each attributor of the run; (0,0) where one failed.
         weights: hash of the model's weights.
+        failures: why attributors failed, by their place in the run.
     """
 
     index: int
@@ -96,6 +115,7 @@ class Prepared:
     extras: Mapping[str, Any]
     maps: Sequence[Tensor]
     weights: str
+    failures: Mapping[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -125,6 +145,7 @@ class Worker:
         self._notes: list[str] = []
         self.sampler = build_sampler(config, self.model, self.weights, registry, notify=self._notes.append)
         self._last: tuple[int, Subject] | None = None
+        self._of_map: tuple[tuple[str, int] | None, dict[tuple[int, str], Mapping[str, float]]] = (None, {})
 
     def __call__(self, task: Prepare | Count | Measure) -> Any:
         """Do one task.
@@ -134,22 +155,37 @@ class Worker:
             CertframeError: a plugin failed in an unforeseen way; names it.
         """
         if isinstance(task, Prepare):
-            return self.prepare(task.index)
+            return self.prepare(task.index, tolerant=task.tolerant)
         if isinstance(task, Count):
             return self.count(task)
-        return self.measure(task.explanation)
+        return self.measure(task.explanation, tolerant=task.tolerant)
 
-    def prepare(self, index: int) -> Prepared:
-        """Read an image, fix its target and explain it without noise by every attributor."""
+    def prepare(self, index: int, *, tolerant: bool = False) -> Prepared:
+        """Read an image, fix its target and explain it without noise by every attributor.
+
+        Raises:
+            CertframeError: an attributor fails; with `tolerant`, all do.
+        """
         sample = self.dataset.load(index)
         image = to_pixels(self.model, sample)
         target, confidence = choose_target(self.model, sample, image.to(self.device))
         subject = self._subject(index, sample, image, target)
         firsts = {spec.attributor: spec.key for spec in reversed(cells_of(self.config))}
-        maps = [self._guard(self.cells[firsts[i]], lambda cell: self.sampler.clean(subject, cell))
-                for i in range(len(self.config.attributor))]
+        maps: list[Tensor] = []
+        failures: dict[int, CertframeError] = {}
+        for i in range(len(self.config.attributor)):
+            try:
+                maps.append(self._guard(self.cells[firsts[i]], lambda cell: self.sampler.clean(subject, cell)))
+            except CertframeError as error:
+                if not tolerant:
+                    raise
+                maps.append(torch.zeros(0, 0))
+                failures[i] = error
+        if len(failures) == len(maps):
+            raise failures[0]
         return Prepared(index, sample.name, image, subject.key, sample.label, target, subject.target_name, confidence,
-                        extras_of(self.model, sample), maps, self.weights)
+                        extras_of(self.model, sample), maps, self.weights,
+                        {i: str(error) for i, error in failures.items()})
 
     def count(self, task: Count) -> Counted:
         """Tallies of the copies start, …, stop − 1, by cell."""
@@ -165,15 +201,36 @@ class Worker:
         self._notes.clear()
         return Counted(tallies, notes)
 
-    def measure(self, explanation: Explanation) -> dict[str, float]:
-        """All metrics of the run that the explanation has the ingredients for."""
+    def measure(self, explanation: Explanation, *, tolerant: bool = False) -> Measured:
+        """All metrics of the run that the explanation has the ingredients for.
+
+        Raises:
+            CertframeError: a metric fails, and not `tolerant`.
+        """
         values: dict[str, float] = {}
-        for metric, component in zip(self.metrics, self.config.metric, strict=True):
+        failures: dict[str, str] = {}
+        for number, (metric, component) in enumerate(zip(self.metrics, self.config.metric, strict=True)):
             if metric.requires <= {"model", *explanation.carries}:
-                needs = "model" in metric.requires
-                values |= guard(component, lambda: dict(metric.compute(  # noqa: B023
-                    replace(explanation, model=self.model) if needs else explanation)))  # noqa: B023
-        return values
+                try:
+                    values |= guard(component, lambda: self._values(number, metric, explanation))  # noqa: B023
+                except CertframeError as error:
+                    if not tolerant:
+                        raise
+                    failures[component.name] = str(error)
+        return Measured(values, failures)
+
+    def _values(self, number: int, metric: Metric, explanation: Explanation) -> Mapping[str, float]:
+        """What a metric says; computed once for an image and map when it depends on nothing else."""
+        subject = replace(explanation, model=self.model) if "model" in metric.requires else explanation
+        if not getattr(metric, "of_map", False):
+            return dict(metric.compute(subject))
+        image = (explanation.name, explanation.target)
+        if self._of_map[0] != image:
+            self._of_map = (image, {})
+        key = (number, sha256(explanation.map.numpy().tobytes()))
+        if key not in self._of_map[1]:
+            self._of_map[1][key] = dict(metric.compute(subject))
+        return self._of_map[1][key]
 
     def _subject(self, index: int, sample: Sample, image: Tensor, target: int) -> Subject:
         memory = torch.channels_last if self.config.channels_last else torch.contiguous_format
@@ -222,7 +279,7 @@ def guard(component: Component, work: Any, among: Sequence[Component] = ()) -> A
         raise
     except Exception as error:
         names = " or ".join(f"'{c.name}' ({c.distribution} {c.version})" for c in among or [component])
-        raise CertframeError(f"{component.kind} {names} failed: {one_line(error)}") from error
+        raise PluginError(f"{component.kind} {names} failed: {one_line(error)}") from error
 
 
 def load_model(config: RunConfig, device: torch.device, registry: Registry | None = None) -> Model:

@@ -22,7 +22,7 @@ import toys
 import certframe.pipeline as pipeline_module
 from certframe.certifiers.pixel import Pixel
 from certframe.config import RunConfig
-from certframe.errors import CertframeError, UsageError
+from certframe.errors import CertframeError, PluginError, UsageError
 from certframe.noise import GaussianNoise, image_hash
 from certframe.pipeline import Silent, execute
 from certframe.protocols import Sample
@@ -415,7 +415,7 @@ def test_what_cannot_be_done_is_refused_before_anything_is_written(tmp_path: Pat
 
 @pytest.mark.parametrize("executor", ["local", "toy-threads"])
 def test_a_plugin_that_falls_over_is_named_in_one_line(tmp_path: Path, go: Callable[..., Run], executor: str) -> None:
-    text = refusal(lambda: go(tmp_path / "run", attributor=["toy-failing"], executor=executor), CertframeError)
+    text = refusal(lambda: go(tmp_path / "run", attributor=["toy-failing"], executor=executor), PluginError)
     assert text == "attributor 'toy-failing' (certframe-toys 1.0) failed: ValueError: the toy fell over"
     assert list(tmp_path.iterdir()) == []
 
@@ -546,7 +546,7 @@ def test_a_run_may_go_on_with_another_batch_size_and_executor(tmp_path: Path, go
                 raise RuntimeError("lost")
         toys.OBSERVERS.append(interrupt)
         assert "failed: RuntimeError: lost" in refusal(lambda change=change: go(tmp_path / "run", **TWO, **change),
-                                                       CertframeError)
+                                                       PluginError)
         toys.OBSERVERS.clear()
     go(tmp_path / "run", **TWO)
     assert tree(tmp_path / "run", without=("run.json",)) == tree(reference.path, without=("run.json",))

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from certframe.cli import certify, describe, listing, plan, plugin, report, run, verify
+from certframe.cli import certify, compare, describe, listing, plan, plugin, report, run, verify
 
 app = typer.Typer(
     name="certframe", no_args_is_help=True, rich_markup_mode="markdown", pretty_exceptions_enable=False,
@@ -33,6 +33,7 @@ app.command("plan")(plan.plan)
 app.command("certify")(certify.certify)
 app.command("verify")(verify.verify)
 app.command("report")(report.report)
+app.command("compare")(compare.compare)
 app.command("list")(listing.list_names)
 app.command("describe")(describe.describe)
 app.command("plugins")(listing.plugins)

@@ -29,7 +29,7 @@ def complete_any(incomplete: str) -> list[tuple[str, str]]:
 
 
 Experiment = Annotated[Path | None, typer.Argument(
-    help="TOML file that describes the run; options given here win over it.", show_default=False)]
+    help="TOML file that describes a run or a study; options given here win over it.", show_default=False)]
 Attributors = Annotated[list[str] | None, typer.Option(
     "--attributor", "-a", help="Attribution method; several make a sweep over the same noise.", show_default="grad-cam",
     autocompletion=_complete("attributor"), rich_help_panel=_EXPLAIN)]

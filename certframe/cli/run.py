@@ -42,6 +42,8 @@ def run(
     allocator: options.Allocator = True,
     write_report: Annotated[bool, typer.Option("--report/--no-report", help="Write report.html.",
                                                rich_help_panel="How it is carried out")] = True,
+    retry: Annotated[bool, typer.Option("--retry", help="Of a study: try again what failed before.",
+                                        rich_help_panel="How it is carried out")] = False,
     as_json: options.Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress and no table.")] = False,
 ) -> None:
@@ -49,21 +51,34 @@ def run(
 
     Started again with the same settings, it resumes what was interrupted and repeats nothing.
 
+    A file with a table [study] describes a study: models × methods × layers × noise levels on one or more data sets. It
+    becomes a directory of runs, in which what fails is recorded and the rest goes on.
+
     Examples:
     `certframe run` explains the bundled photographs with the bundled model.
 
     `certframe run --data photos/ --attributor rise --attributor grad-cam -k 50 -k 25 -k 5 --sigma 0.15 --samples 1000`
 
     `certframe run experiment.toml -o certifier.tau=0.8 --fail-under certified-rate=0.3`
+
+    `certframe run study.toml --out runs/study`
     """
-    from certframe.cli import outcome
+    from certframe.cli import outcome, study
 
     gates = outcome.parse_gates(fail_under)
-    config = options.configuration(
-        experiment, options.overrides(option, tau, alpha, k), model=model, dataset=data, attributor=attributor,
-        sparsifier=sparsifier, certifier=certifier, metric=metric, executor=executor, sigma=sigma, samples=samples,
-        seed=seed, limit=limit, resolution=resolution, autocast=autocast, batch_size=batch_size, device=device,
-        channels_last=channels_last, compile=compile_model)
+    overriding = options.overrides(option, tau, alpha, k)
+    settings = {
+        "model": model, "dataset": data, "attributor": attributor, "sparsifier": sparsifier, "certifier": certifier,
+        "metric": metric, "executor": executor, "sigma": sigma, "samples": samples, "seed": seed, "limit": limit,
+        "resolution": resolution, "autocast": autocast, "batch_size": batch_size, "device": device,
+        "channels_last": channels_last, "compile": compile_model}
+    if experiment is not None and study.is_study(experiment):
+        if gates:
+            raise UsageError("--fail-under is for a single run: a study is compared with 'certframe compare'")
+        study.carry_out(experiment, overriding, settings, out, allocator=allocator, retry=retry, quiet=quiet,
+                        as_json=as_json)
+        return
+    config = options.configuration(experiment, overriding, **settings)
     _carry_out(config, out or options.default_directory(config), allocator=allocator, write_report=write_report,
                as_json=as_json, quiet=quiet, gates=gates)
 

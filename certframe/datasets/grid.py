@@ -79,6 +79,7 @@ class Grid:
 
     argument: ClassVar[str] = "store"
     execution = frozenset({"device"})
+    needs_models = True  # to make the grids; a study checks everything else before
 
     @classmethod
     def conformance_options(cls, directory: Path) -> dict[str, Any]:

@@ -49,6 +49,7 @@ class _Path:
     name: ClassVar[str]
     inserts: ClassVar[bool]
     requires = frozenset({"model"})
+    of_map = True
     execution = frozenset({"batch"})
 
     def __init__(self, options: _Options | None = None) -> None:

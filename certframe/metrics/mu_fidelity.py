@@ -62,6 +62,7 @@ class MuFidelity:
         batch: Batch = 32
 
     requires = frozenset({"model"})
+    of_map = True
     execution = frozenset({"batch"})
 
     def __init__(self, options: Options | None = None) -> None:

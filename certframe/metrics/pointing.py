@@ -37,6 +37,8 @@ class GridPG(_Pointing):
     class Options(protocols.Options):
         """`gridpg` has no options."""
 
+    of_map = True
+
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()
 

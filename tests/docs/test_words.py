@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import shlex
 import tomllib
@@ -75,7 +76,8 @@ def problem(words, known):
             found = _wrong_value(flag, value, known)
             if found:
                 return found
-    allowed = sum(p.param_type_name == "argument" for p in COMMANDS[name].params)
+    arguments = [p for p in COMMANDS[name].params if p.param_type_name == "argument"]
+    allowed = math.inf if any(p.nargs == -1 for p in arguments) else len(arguments)
     if positions > allowed and name != "certframe":
         return f"{name} takes {allowed} arguments, not {positions}"
     return None
