@@ -45,6 +45,7 @@ def plan(
     allocator: options.Allocator = True,
     write_report: Annotated[bool, typer.Option("--report/--no-report", help=_IGNORED,
                                                rich_help_panel="How it is carried out")] = True,
+    retry: Annotated[bool, typer.Option("--retry", help=_IGNORED, rich_help_panel="How it is carried out")] = False,
     probe: Annotated[bool, typer.Option(
         "--probe", help="Run the model for some seconds per method: how long will it take, how large are the maps?")] =
         False,

@@ -22,7 +22,7 @@ def test_it_takes_every_option_of_run():
     assert set(theirs) <= set(ours)
     for name, parameter in theirs.items():
         assert ours[name].default == parameter.default, name
-        if name not in ("write_report", "quiet"):
+        if name not in ("write_report", "retry", "quiet"):
             assert ours[name].annotation == parameter.annotation, name
 
 
