@@ -45,7 +45,7 @@ class Picture:
 
 
 class Grid:
-    """Grids of n × n pictures of different classes, drawn from a labelled data set; every cell's class is explained.
+    """Grids of n × n pictures of different classes, drawn from a labelled data set; the classes of the cells are explained.
 
     A picture may be in a grid when each of the filter models gives its label a softmax confidence of at least
     `confidence`. Pictures are drawn without replacement until none is left that fits, then all of them anew. A cell
@@ -71,7 +71,10 @@ class Grid:
         models: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(
             (), description="The models that have to be sure of every picture; needed to make grids.")
         n: int = Field(2, ge=1, le=16, description="Cells along each side.")
-        count: int = Field(500, ge=1, description="Number of grids; each is n² images of the data set.")
+        count: int = Field(500, ge=1, description="Number of grids; each is as many images of the data set as cells of "
+                                                  "it are explained.")
+        cells: int | None = Field(None, ge=1, description="How many cells of each grid are explained, drawn by the "
+                                                          "seed; all n² when left out.")
         confidence: float = Field(0.99, ge=0, le=1, description="Least softmax confidence of every model in the label.")
         size: int = Field(224, ge=1, description="Height and width of a grid in pixels, a multiple of n.")
         seed: int = Field(0, ge=0, lt=2**63, description="Seed of the drawing.")
@@ -97,19 +100,30 @@ class Grid:
         self.options = options
         if options.size % options.n:
             raise UsageError(f"size={options.size} is not a multiple of n={options.n}: cells have whole pixels")
+        if options.cells is not None and options.cells > options.n**2:
+            raise UsageError(f"cells={options.cells}: a grid of n={options.n} has {options.n**2} cells to explain")
+        self._explained = options.cells or options.n**2
         self._store = options.store.expanduser()
         if not (self._store / MANIFEST).exists():
             make_grids(options, self._store)
         self._grids = _read_manifest(options, self._store)
 
     def __len__(self) -> int:
-        """n² for each grid."""
-        return len(self._grids) * self.options.n**2
+        """The cells that are explained of all grids."""
+        return len(self._grids) * self._explained
 
     def name(self, index: int) -> str:
         """``"grid-0003-cell-2"``: a grid and a cell of it."""
-        grid, cell = divmod(range(len(self))[index], self.options.n**2)
+        grid, cell = self._place(range(len(self))[index])
         return f"grid-{grid:04d}-cell-{cell}"
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The grid and the cell of an image of the data set."""
+        grid, number = divmod(index, self._explained)
+        if self._explained == self.options.n**2:
+            return grid, number
+        drawn = _generator("cells", self.options.seed, grid).permutation(self.options.n**2)[:self._explained]
+        return grid, sorted(drawn.tolist())[number]
 
     def load(self, index: int) -> Sample:
         """A grid with the class of one of its cells as label.
@@ -118,7 +132,7 @@ class Grid:
             UsageError: its picture is missing or damaged.
         """
         name = self.name(index)
-        grid, cell = divmod(index, self.options.n**2)
+        grid, cell = self._place(index)
         file = self._store / f"{name[:9]}.png"
         try:
             with Image.open(file) as picture:
@@ -196,7 +210,7 @@ def _sure(samples: Mapping[int, Sample], models: Sequence[Model], least: float) 
 
 def draw(pool: Sequence[Picture], cells: int, count: int, seed: int) -> list[list[Picture]]:
     """`count` grids of pictures of different classes; every picture once before any is drawn again."""
-    generator = np.random.Generator(np.random.Philox(key=np.array(stream_key("grids", seed), dtype=np.uint64)))
+    generator = _generator("grids", seed)
     deck: list[Picture] = []
     grids = []
     for _ in range(count):
@@ -210,6 +224,10 @@ def draw(pool: Sequence[Picture], cells: int, count: int, seed: int) -> list[lis
                 grid.append(deck.pop(place))
         grids.append(grid)
     return grids
+
+
+def _generator(*names: str | int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(key=np.array(stream_key(*names), dtype=np.uint64)))
 
 
 def compose(source: Dataset, grid: Sequence[Picture], options: Grid.Options) -> Image.Image:
@@ -250,7 +268,7 @@ def _png(picture: Image.Image) -> bytes:
 
 
 def _essential(options: Grid.Options) -> dict[str, Any]:
-    return options.model_dump(mode="json", exclude={"store", "device"})
+    return options.model_dump(mode="json", exclude={"store", "device", "cells"})
 
 
 def _read_manifest(options: Grid.Options, store: Path) -> list[list[Picture]]:

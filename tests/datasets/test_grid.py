@@ -66,6 +66,22 @@ def test_cells_hold_their_pictures_and_are_items_of_their_own(tmp_path: Path) ->
         dataset.load(12)
 
 
+def test_some_cells_of_every_grid_are_explained_when_asked_for(tmp_path: Path) -> None:
+    every, few, one = (grids(tmp_path / "g", count=12, cells=cells) for cells in (None, 2, 1))
+    assert (len(every), len(few), len(one)) == (48, 24, 12)
+    names = [every.name(i) for i in range(48)]
+    for dataset, cells in ((few, 2), (one, 1)):
+        drawn = [dataset.name(i) for i in range(len(dataset))]
+        assert [name[:9] for name in drawn] == [f"grid-{i // cells:04d}" for i in range(len(dataset))]
+        assert drawn == sorted(set(drawn))
+        for i in (0, 7, len(dataset) - 1):
+            whole = every.load(names.index(drawn[i]))
+            assert (dataset.load(i).label, dataset.load(i).extras) == (whole.label, whole.extras)
+    assert len({one.name(i)[-1] for i in range(12)}) > 1, "the same cell in every grid"
+    with pytest.raises(UsageError, match="cells=5: a grid of n=2 has 4"):
+        grids(tmp_path / "g", cells=5)
+
+
 def test_pictures_are_cropped_to_a_square(tmp_path: Path) -> None:
     for label in range(2):
         (tmp_path / "pictures" / f"{label}").mkdir(parents=True)
