@@ -21,7 +21,7 @@ from torch.nn import functional
 from certframe.device import autocast, out_of_memory
 from certframe.errors import UsageError
 from certframe.noise import STREAM, CopyRng, GaussianNoise, image_hash
-from certframe.sharing import SharedBodies
+from certframe.sharing import SharedModel
 from certframe.tally import REAL_UNIT, Tally
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ class Sampler:
         self.planned, self.upsample, self.precision = planned, upsample, precision
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         self._identity = dict(identity or {})
-        self._notify, self._shared = notify, SharedBodies(model)
+        self._notify, self._shared = notify, SharedModel(model)
         self._fits: dict[str, int] = {}
         """How many copies a method takes at once, by its fingerprint, where that is less than a batch."""
 
@@ -152,7 +152,7 @@ class Sampler:
             UsageError: it has NaN or infinite values.
         """
         try:
-            attribution = self._attribute(subject, cell, subject.image[None], [-1])
+            attribution = self._attribute(subject, cell, subject.image[None], _targets(subject, 1), [-1])
         except Exception as error:
             if out_of_memory(error):
                 raise self._too_large(subject, cell) from error
@@ -176,20 +176,23 @@ class Sampler:
             unit = noise.draw(low, high, subject.image.shape, subject.image.device)
             for sigma in dict.fromkeys(cell.sigma for cell in cells):
                 noisy = torch.add(subject.image, unit, alpha=sigma).contiguous(memory_format=self._format)
-                with self._shared.batch(noisy):
+                targets = _targets(subject, len(noisy))
+                with self._shared.batch(noisy, targets):
                     for cell in cells:
                         if cell.sigma == sigma:
-                            self._count(counters[cell.key], subject, cell, noisy, low, high)
+                            self._count(counters[cell.key], subject, cell, noisy, targets, low)
         for cell in cells:
             self._check(counters[cell.key], subject, cell)
         return {cell.key: self._tally(counters[cell.key], subject, cell, start, stop) for cell in cells}
 
-    def _count(self, counter: _Counter, subject: Subject, cell: Cell, noisy: Tensor, low: int, high: int) -> None:
-        """Count the copies low, …, high − 1, all at once or in as many parts as memory asks for."""
-        a = low
+    def _count(self, counter: _Counter, subject: Subject, cell: Cell, noisy: Tensor, targets: Tensor,
+               low: int) -> None:
+        """Count the copies low, low + 1, …, all at once or in as many parts as memory asks for."""
+        a, high = low, low + len(noisy)
         while a < high:
             a, b = _ranges(a, high, self._fits.get(cell.fingerprint, self.batch_size))[0]
-            found = self._levels(subject, cell, noisy[a - low:b - low], range(a, b))
+            part = slice(a - low, b - low)
+            found = self._levels(subject, cell, noisy[part], targets[part], range(a, b))
             if found is None:  # tried again outside the exception, whose traceback holds on to the tensors
                 self._shared.forget()
                 self._halve(subject, cell, b - a)
@@ -200,10 +203,10 @@ class Sampler:
             counter.add(found.levels, found.logits, self._pieces(a, b), len(self.cuts) + 1)
             a = b
 
-    def _levels(self, subject: Subject, cell: Cell, noisy: Tensor, copies: range) -> _Levels | None:
+    def _levels(self, subject: Subject, cell: Cell, noisy: Tensor, targets: Tensor, copies: range) -> _Levels | None:
         """Explain and sparsify; None when that does not fit into memory."""
         try:
-            attribution = self._attribute(subject, cell, noisy, copies)
+            attribution = self._attribute(subject, cell, noisy, targets, copies)
             with torch.no_grad():
                 maps = self._resize(attribution.maps, noisy)
                 return _Levels(self.sparsifier.sparsify(maps), attribution.logits,
@@ -236,8 +239,8 @@ class Sampler:
         return [(s, slice(max(a, low) - low, min(b, high) - low))
                 for s, (a, b) in enumerate(edges) if max(a, low) < min(b, high)]
 
-    def _attribute(self, subject: Subject, cell: Cell, inputs: Tensor, copies: Sequence[int]) -> Attribution:
-        targets = torch.full((inputs.shape[0],), subject.target, dtype=torch.int64, device=inputs.device)
+    def _attribute(self, subject: Subject, cell: Cell, inputs: Tensor, targets: Tensor,
+                   copies: Sequence[int]) -> Attribution:
         rng = CopyRng(self.seed, subject.key, cell.fingerprint, copies, inputs.device)
         with torch.enable_grad(), autocast(inputs.device, self.precision):
             return cell.attributor.attribute(self._shared, inputs, targets, rng=rng)
@@ -256,7 +259,7 @@ class Sampler:
         for low, high in [counter.ranges[int(i)] for i in np.flatnonzero(~finite)]:
             unit = GaussianNoise(self.seed, subject.key).draw(low, high, subject.image.shape, subject.image.device)
             noisy = torch.add(subject.image, unit, alpha=cell.sigma).contiguous(memory_format=self._format)
-            attribution = self._attribute(subject, cell, noisy, range(low, high))
+            attribution = self._attribute(subject, cell, noisy, _targets(subject, len(noisy)), range(low, high))
             self._refuse_bad(subject, cell, self._resize(attribution.maps, noisy), attribution.logits,
                              f" in the noisy copies {low} to {high - 1}")
             raise UsageError(f"attributor '{cell.label}' gave NaN or infinite scores on image '{subject.name}' in the "
@@ -284,6 +287,10 @@ class Sampler:
             sigma=cell.sigma, cuts=self.cuts, planned=self.planned, nested=self.sparsifier.nested,
             unit=1 if self.sparsifier.binary else REAL_UNIT, identity=identity,
             votes=None if counter.votes is None else counter.votes.cpu().numpy())
+
+
+def _targets(subject: Subject, count: int) -> Tensor:
+    return torch.full((count,), subject.target, dtype=torch.int64, device=subject.image.device)
 
 
 def _ranges(start: int, stop: int, size: int) -> list[tuple[int, int]]:

@@ -18,7 +18,7 @@ from certframe.attributors.occlusion import Occlusion
 from certframe.attributors.path import IntegratedGradients
 from certframe.protocols import Attribution
 from certframe.sampling import Cell, Sampler, Subject
-from certframe.sharing import SharedBodies
+from certframe.sharing import SharedModel, gradient_of
 from certframe.sparsifiers.top_k import TopK
 from certframe.torch_model import TorchModel
 
@@ -103,8 +103,8 @@ def test_an_activation_that_was_changed_is_computed_again(model: TorchModel, bod
 
 
 def test_gradients_and_precision_are_respected(model: TorchModel) -> None:
-    shared, x = SharedBodies(model), IMAGE[None].clone()
-    with shared.batch(x):
+    shared, x, targets = SharedModel(model), IMAGE[None].clone(), torch.ones(1, dtype=torch.int64)
+    with shared.batch(x, targets):
         with torch.no_grad():
             first, = shared.at("final").body(x)
         again, = shared.at("final").body(x.detach())
@@ -121,6 +121,63 @@ def test_gradients_and_precision_are_respected(model: TorchModel) -> None:
     assert shared.input_size == SIZE
 
 
+@pytest.fixture
+def backward(model: TorchModel) -> Iterator[list[int]]:
+    """How many rows' gradients came back to the first layer, for each time."""
+    seen: list[int] = []
+    handle = model.network.stem.register_full_backward_hook(lambda _module, given, _out: seen.append(len(given[0])))
+    yield seen
+    handle.remove()
+
+
+def test_the_gradient_is_taken_once_for_a_batch_and_noise_level(model: TorchModel, backward: list[int]) -> None:
+    methods = (Gradient, InputXGradient, Cam, GradCam, GuidedBackprop, LayerCam)
+    cells = [cell(method, "input", sigma) for sigma in (0.25, 0.5) for method in methods]
+    together = sampler(model).sample(SUBJECT, cells, 0, 12)
+    assert backward == [8, 8] * 2 + [4, 4] * 2, "once for guided backpropagation, and once for all others"
+    for one in cells:
+        alone = sampler(model).sample(SUBJECT, [one], 0, 12)
+        assert alone[one.key].to_bytes() == together[one.key].to_bytes()
+
+
+@pytest.mark.parametrize("layer", ["input", "stage1"])
+def test_another_gradient_is_taken_when_what_it_depends_on_is_another(model: TorchModel, layer: str) -> None:
+    x = torch.rand(4, *SIZE, generator=torch.Generator().manual_seed(0))
+    targets, others = torch.ones(4, dtype=torch.int64), torch.zeros(4, dtype=torch.int64)
+    shared, plain = SharedModel(model), model.at(layer)
+
+    def expected(rows: Tensor, classes: Tensor) -> Tensor:
+        found = gradient_of(plain, plain.body(rows), classes)[0]
+        assert found is not None
+        return found
+
+    with shared.batch(x, targets):
+        split = shared.at(layer)
+        values = split.body(x)
+        first, logits = gradient_of(split, values, targets)
+        assert first is not None
+        again, _ = gradient_of(split, split.body(x), targets)
+        assert again is not None
+        assert again.data_ptr() == first.data_ptr()
+        assert torch.equal(first, expected(x, targets))
+        assert torch.equal(logits, model.module(x))
+        for rows, classes in ((x, others), (x[1:3], targets[:2]), (x.clone(), targets)):
+            found, _ = gradient_of(split, split.body(rows), classes)
+            assert found is not None
+            assert torch.equal(found, expected(rows, classes))
+        doubled, _ = gradient_of(split, [2 * values[0], *values[1:]], targets)
+        assert doubled is not None
+        assert not torch.equal(doubled, first)
+        first.zero_()
+        after, _ = gradient_of(split, values, targets)
+        assert after is not None
+        assert torch.equal(after, expected(x, targets)), "somebody worked on the gradient in place"
+        targets.zero_()
+        other, _ = gradient_of(split, values, targets)
+        assert other is not None
+        assert torch.equal(other, expected(x, others))
+
+
 def test_nothing_is_kept_when_a_batch_is_done(model: TorchModel) -> None:
     kept: list[int] = []
 
@@ -133,6 +190,6 @@ def test_nothing_is_kept_when_a_batch_is_done(model: TorchModel) -> None:
 
     one = sampler(model, 4)
     one.sample(SUBJECT, [cell(Watched, "final"), cell(Watched, "stage1")], 0, 8)
-    assert kept == [0, 1, 1, 2] * 2
+    assert kept == [0, 2, 2, 4] * 2, "an activation and a gradient for each layer"
     one.clean(SUBJECT, cell(Watched, "final"))
     assert kept[8:] == [0, 0]

@@ -61,7 +61,7 @@ class Gradient:
         """(B,h,w) maps, or (B,C·H,W), all ≥ 0, and the logits; a forward pass, and one back to the layer."""
         split = model.at(self.options.layer)
         gradient, logits = gradient_at(split, self.options.layer, activation_of(split, inputs), targets)
-        magnitude = split.as_map(gradient.abs_())
+        magnitude = split.as_map(gradient.abs())
         return Attribution(magnitude.flatten(1, 2) if self.options.channels == "stack" else magnitude.sum(1), logits)
 
 
@@ -90,7 +90,7 @@ class InputXGradient:
         split = model.at(self.options.layer)
         values = activation_of(split, inputs)
         gradient, logits = gradient_at(split, self.options.layer, values, targets)
-        return Attribution(split.as_map(gradient.mul_(values[0])).sum(1), logits)
+        return Attribution(split.as_map(gradient * values[0]).sum(1), logits)
 
 
 class _Noisy:

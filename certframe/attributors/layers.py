@@ -14,6 +14,7 @@ from pydantic import Field
 from torch import Tensor
 
 from certframe.errors import UsageError
+from certframe.sharing import gradient_of
 
 if TYPE_CHECKING:
     from certframe.protocols import Split
@@ -40,20 +41,16 @@ def gradient_at(split: Split, layer: str, values: Sequence[Tensor], targets: Ten
         targets: (B,) int64.
 
     Returns:
-        The gradient in the shape of A, and the logits (B, classes), both float32 and detached.
+        The gradient in the shape of A, and the logits (B, classes), both float32 and detached. Other methods may be
+        given the same gradient: what changes it in place makes them compute it again.
 
     Raises:
         UsageError: the logits have no gradient with respect to A.
     """
-    activation = values[0].detach().requires_grad_()
-    logits = split.head(activation, *values[1:])
-    gradient = None
-    if logits.requires_grad:
-        # Rows do not meet in a classifier in eval mode, so the gradient of the sum holds each row's own gradient.
-        gradient, = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), activation, allow_unused=True)
+    gradient, logits = gradient_of(split, values, targets)
     if gradient is None:
         what = "the picture" if layer == "input" else f"layer '{layer}'"
         raise UsageError(f"the model's logits have no gradient with respect to {what}: they do not depend on it, or "
                          "there is a no_grad, a detach or a step function on the way; take another layer, or a method "
                          "that needs no gradients")
-    return gradient.float(), logits.detach().float()
+    return gradient.float(), logits.float()

@@ -45,7 +45,7 @@ class Picture:
 
 
 class Grid:
-    """Grids of n × n pictures of different classes, drawn from a labelled data set; the classes of the cells are explained.
+    """Grids of n × n pictures of different classes, drawn from a labelled data set; the cells' classes are explained.
 
     A picture may be in a grid when each of the filter models gives its label a softmax confidence of at least
     `confidence`. Pictures are drawn without replacement until none is left that fits, then all of them anew. A cell

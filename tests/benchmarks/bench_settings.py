@@ -117,16 +117,23 @@ def bench_bfloat16(benchmark):
     _report(benchmark, "autocast bfloat16, lite0, forward", found["plain"], found["reduced"])
 
 
-def bench_sharing_in_a_sweep(benchmark):
-    """Eight methods at the last feature map of lite0, in one run against a run for each."""
+SWEEPS = {
+    "final": ("gradient", "input-x-gradient", "integrated-gradients", "cam", "grad-cam", "grad-cam++", "layer-cam",
+              "occlusion"),
+    "input": ("gradient", "input-x-gradient", "cam", "grad-cam", "grad-cam++", "layer-cam"),
+}
+
+
+@pytest.mark.parametrize("layer", SWEEPS)
+def bench_sharing_in_a_sweep(benchmark, layer):
+    """Methods at one layer of lite0, in one run against a run for each."""
     model = _model("lite0")
     image = torch.rand(model.input_size, generator=torch.Generator().manual_seed(0))
     subject = Subject.of("random", image, 5, "class 5")
     sampler = Sampler(model, component("sparsifier", "top-k").build(), batch_size=COPIES)
     cells = []
-    for name in ("gradient", "input-x-gradient", "integrated-gradients", "cam", "grad-cam", "grad-cam++", "layer-cam",
-                 "occlusion"):
-        method = component("attributor", {"name": name, "layer": "final"})
+    for name in SWEEPS[layer]:
+        method = component("attributor", {"name": name, "layer": layer})
         cells.append(Cell(name, name, method.build(), method.fingerprint, 0.15))
 
     def apart() -> None:
@@ -134,4 +141,4 @@ def bench_sharing_in_a_sweep(benchmark):
             sampler.sample(subject, [cell], 0, COPIES)
 
     found = _best({"apart": apart, "together": lambda: sampler.sample(subject, cells, 0, COPIES)})
-    _report(benchmark, "eight methods at the last map of lite0 in one run", found["apart"], found["together"])
+    _report(benchmark, f"{len(cells)} methods at '{layer}' of lite0 in one run", found["apart"], found["together"])
