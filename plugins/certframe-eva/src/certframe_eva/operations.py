@@ -1,9 +1,9 @@
 """What bound propagation knows about each kind of layer.
 
-An operation computes forward (`evaluate`), forward on intervals (`interval`), and hands functionals of its output back
-to its inputs. The affine ones do that exactly (`pull`, `constant`), in full or with the positive or the negative part
-of their weights only. The others, rectifiers and maxima, are enclosed between two linear functions (`Lines`) that hold
-on an interval.
+An operation computes forward (`evaluate`), forward on intervals (`interval`), takes functions of the picture from its
+inputs to its output (`push`), and hands functionals of its output back to its inputs (`pull`). The affine ones do so
+exactly, with their weights W or with |W|. The others, rectifiers and maxima, are enclosed between two linear functions
+(`Lines`) that hold on an interval.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,19 @@ from torch.nn import functional
 
 from certframe_eva.rows import Dense, Patches, Rows
 
-Part = Literal["all", "positive", "negative"]
+Part = Literal["all", "absolute"]
 Pair = tuple[int, int]
+
+
+class Window(NamedTuple):
+    """What a place of a feature map sees of the map before, as in a convolution."""
+
+    kernel: Pair
+    stride: Pair
+    dilation: Pair
+
+
+ITSELF = Window((1, 1), (1, 1), (1, 1))
 
 
 @dataclass(frozen=True)
@@ -50,17 +61,26 @@ class Affine(Operation):
         raise NotImplementedError
 
     def pull(self, rows: Rows, part: Part = "all") -> Rows:
-        """Functionals a of the output → functionals aᵀW of the input; or with W⁺ or W⁻ in place of W."""
+        """Functionals a of the output → functionals aᵀW of the input; or with |W| in place of W."""
+        raise NotImplementedError
+
+    def push(self, rows: Rows, part: Part = "all") -> Rows:
+        """Functionals of the picture, one for each number of the input → W times them; or |W| times them."""
         raise NotImplementedError
 
     def offset(self) -> Tensor | None:
         """b, (*shape), or None when there is none."""
         return None
 
+    @property
+    def window(self) -> Window | None:
+        """Of a map whose places look at windows."""
+        return None
+
 
 def parts_of(weight: Tensor) -> dict[str, Tensor]:
-    """The weights, their positive and negative part, and |W|."""
-    return {"all": weight, "positive": weight.clamp(min=0), "negative": weight.clamp(max=0), "absolute": weight.abs()}
+    """W and |W|."""
+    return {"all": weight, "absolute": weight.abs()}
 
 
 def around(apply: Callable[[Tensor], Tensor], spread: Callable[[Tensor], Tensor], low: Tensor,
@@ -90,8 +110,13 @@ class Linear(Affine):
         return parts_of(self.weight)
 
     def pull(self, rows: Rows, part: Part = "all") -> Rows:
-        """aᵀW, aᵀW⁺ or aᵀW⁻ for every functional a."""
+        """aᵀW or aᵀ|W| for every functional a."""
         return Dense(rows.dense().a @ self._signed[part])
+
+    def push(self, rows: Rows, part: Part = "all") -> Rows:
+        """W or |W| times the functionals of the input."""
+        a = rows.dense().a
+        return Dense((self._signed[part] @ a.flatten(2)).unflatten(2, a.shape[2:]))
 
     def offset(self) -> Tensor | None:
         """The constant b."""
@@ -124,27 +149,110 @@ class Convolution(Affine):
     def _signed(self) -> dict[str, Tensor]:
         return parts_of(self.weight)
 
+    @property
+    def window(self) -> Window:
+        """Kernel, stride and dilation."""
+        return Window(pair(self.weight.shape[2:]), self.stride, self.dilation)
+
     def pull(self, rows: Rows, part: Part = "all") -> Rows:
-        """aᵀW, aᵀW⁺ or aᵀW⁻ for every functional a."""
+        """aᵀW or aᵀ|W| for every functional a."""
         weight = self._signed[part]
         if isinstance(rows, Patches):
             rows = rows.inside()
-            small = functional.conv_transpose2d(rows.images, weight, None, self.stride, 0, 0, self.groups,
-                                                self.dilation)
+            small = transposed(rows.images, weight, self.stride, self.groups, self.dilation)
             step, origin = rows.step, rows.origin
             return replace(rows, a=rows.like(small), step=(step[0] * self.stride[0], step[1] * self.stride[1]),
                            origin=tuple(o * s - p for o, s, p in zip(origin, self.stride, self.padding, strict=True)),
                            shape=self.source, exact=False)
-        # What the strides leave over at the far edge has no part in the output.
-        reach = [(o - 1) * s - 2 * p + d * (k - 1) + 1 for o, s, p, d, k in zip(
-            self.shape[1:], self.stride, self.padding, self.dilation, weight.shape[2:], strict=True)]
-        left_over = (self.source[1] - reach[0], self.source[2] - reach[1])
-        return rows.like(functional.conv_transpose2d(rows.images, weight, None, self.stride, self.padding, left_over,
-                                                     self.groups, self.dilation))
+        full = transposed(rows.images, weight, self.stride, self.groups, self.dilation)
+        return rows.like(_without_padding(full, self.padding, self.source))
+
+    def push(self, rows: Rows, part: Part = "all") -> Rows:
+        """W or |W| times the functionals of the input."""
+        weight = self._signed[part].unflatten(0, (self.groups, -1))  # (groups, out, in, kh, kw)
+        taps = [(y * self.dilation[0], x * self.dilation[1], weight[..., y, x])
+                for y in range(weight.shape[-2]) for x in range(weight.shape[-1])]
+
+        def gather(seen: Tensor, tap: Tensor) -> Tensor:
+            by_group = seen.flatten(2).unflatten(1, (self.groups, -1))
+            return (tap @ by_group).flatten(1, 2).unflatten(2, seen.shape[2:])
+        return moved(rows, self.source, self.shape, self.stride, self.padding, [tap[:2] for tap in taps],
+                     lambda k, seen: gather(seen, taps[k][2]))
 
     def offset(self) -> Tensor | None:
         """The constant b."""
         return None if self.bias is None else self.bias[:, None, None].expand(self.shape)
+
+
+def transposed(images: Tensor, weight: Tensor, stride: Pair, groups: int, dilation: Pair) -> Tensor:
+    """The transpose of a convolution without padding: (B,O,h,w) → (B,C,…).
+
+    In float64 on a CPU torch goes image by image, which is slow for many small ones; there it is one matrix product,
+    whose parts are added up where they belong.
+    """
+    _, channels, *kernel = weight.shape
+    if weight.dtype != torch.float64 or weight.device.type != "cpu" or groups > 1 or channels < 8:
+        return functional.conv_transpose2d(images, weight, None, stride, 0, 0, groups, dilation)
+    count, _, h, w = images.shape
+    product = images.permute(0, 2, 3, 1).flatten(0, 2) @ weight.permute(0, 2, 3, 1).flatten(1)
+    product = product.view(count, h, w, *kernel, channels)
+    sides = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip((h, w), stride, dilation, kernel, strict=True)]
+    total = images.new_zeros(count, *sides, channels)
+    for y in range(kernel[0]):
+        for x in range(kernel[1]):
+            top, left = y * dilation[0], x * dilation[1]
+            total[:, top:top + (h - 1) * stride[0] + 1:stride[0],
+                  left:left + (w - 1) * stride[1] + 1:stride[1]] += product[:, :, :, y, x]
+    return total.permute(0, 3, 1, 2)
+
+
+def moved(rows: Rows, source: tuple[int, int, int], shape: tuple[int, ...], stride: Pair, padding: Pair,
+          taps: Sequence[Pair], weigh: Callable[[int, Tensor], Tensor]) -> Rows:
+    """Functionals of the picture for every place of a map → those for every place of a map that looks through windows.
+
+    Args:
+        rows: one for every number of the map that is looked at, of shape `source`.
+        source: its channels, height and width.
+        shape: of the map that looks.
+        stride: how its windows move.
+        padding: places without a value around `source`.
+        taps: where a window has its numbers, counted from its corner.
+        weigh: the number of a tap and what the places see there, (M, C, h, w, …) → what it adds to them, (M, O, h, w,
+            …).
+    """
+    if isinstance(rows, Dense):
+        a, step = rows.a.unflatten(1, source), (0, 0)
+    else:
+        a, step = rows.everywhere(rows.a), rows.step
+    behind = a.shape[4:]
+    if padding != (0, 0):
+        a = functional.pad(a, (*(0, 0) * len(behind), padding[1], padding[1], padding[0], padding[0]))
+    (h, w), (tall, wide) = shape[1:], (max(t[axis] for t in taps) * step[axis] for axis in (0, 1))
+    total: Tensor | None = None
+    for k, (y, x) in enumerate(taps):
+        seen = a[:, :, y:y + (h - 1) * stride[0] + 1:stride[0], x:x + (w - 1) * stride[1] + 1:stride[1]]
+        more = weigh(k, seen)
+        if total is None:
+            total = more.new_zeros(*more.shape[:-2], more.shape[-2] + tall, more.shape[-1] + wide) if (
+                tall or wide) else torch.zeros_like(more)
+        if tall or wide:
+            top, left = y * step[0], x * step[1]
+            total[..., top:top + more.shape[-2], left:left + more.shape[-1]] += more
+        else:
+            total += more
+    assert total is not None
+    if isinstance(rows, Dense):
+        return Dense(total.flatten(1, 3))
+    origin = (rows.origin[0] - padding[0] * step[0], rows.origin[1] - padding[1] * step[1])
+    return replace(rows, a=total, grid=(h, w), step=(step[0] * stride[0], step[1] * stride[1]), origin=origin,
+                   exact=False)
+
+
+def _without_padding(full: Tensor, padding: Pair, source: tuple[int, int, int]) -> Tensor:
+    """(…, H + 2·padding or less, …) → (…, H, W): nothing that belongs to the padding, 0 where nothing has come."""
+    (top, left), (_, height, width) = padding, source
+    cut = full[..., top:top + height, left:left + width]
+    return functional.pad(cut, (0, width - cut.shape[-1], 0, height - cut.shape[-2]))
 
 
 @dataclass(frozen=True)
@@ -153,6 +261,11 @@ class Scale(Affine):
 
     scale: Tensor
     shift: Tensor
+
+    @property
+    def window(self) -> Window:
+        """Every place sees itself."""
+        return ITSELF
 
     def evaluate(self, *values: Tensor) -> Tensor:
         """(B, …) → (B, *shape)."""
@@ -163,13 +276,17 @@ class Scale(Affine):
         return around(self.evaluate, lambda r: r * self.scale.abs(), low, high)
 
     def pull(self, rows: Rows, part: Part = "all") -> Rows:
-        """aᵀW, aᵀW⁺ or aᵀW⁻ for every functional a."""
+        """aᵀW or aᵀ|W| for every functional a."""
         scale = parts_of(self.scale)[part]
         if isinstance(rows, Patches):
             if scale.ndim == 3 and scale.shape[1:] == (1, 1):
                 return replace(rows, a=rows.a * scale)
             return rows.with_a(rows.a * rows.seen(scale.expand(self.shape)[None]))
         return rows.with_a(rows.a * scale)
+
+    def push(self, rows: Rows, part: Part = "all") -> Rows:
+        """W or |W| times the functionals of the input."""
+        return rows.times(parts_of(self.scale)[part].expand(self.shape)[None])
 
     def offset(self) -> Tensor | None:
         """The constant b."""
@@ -199,16 +316,23 @@ class Rearrangement(Affine):
         return self.apply(low), self.apply(high)
 
     def pull(self, rows: Rows, part: Part = "all") -> Rows:
-        """aᵀW, aᵀW⁺ or aᵀW⁻ for every functional a."""
+        """aᵀW or aᵀ|W| for every functional a."""
         rows = rows.dense()
-        if part == "negative":
-            return Dense(rows.a.new_zeros(*rows.a.shape[:2], *self.source))
         if self.reshape:
             return rows.like(rows.images.reshape(-1, *self.source))
         with torch.enable_grad():
             start = rows.a.new_zeros(len(rows.images), *self.source, requires_grad=True)
             back, = torch.autograd.grad(self.apply(start), start, rows.images, create_graph=rows.a.requires_grad)
         return rows.like(back)
+
+    def push(self, rows: Rows, part: Part = "all") -> Rows:
+        """W or |W| times the functionals of the input."""
+        rows = rows.dense()
+        if self.reshape:
+            return rows
+        a = rows.a
+        found = self.apply(a.flatten(2).transpose(1, 2).flatten(0, 1).unflatten(1, self.source))
+        return Dense(found.flatten(1).unflatten(0, (len(a), -1)).transpose(1, 2).unflatten(2, a.shape[2:]))
 
 
 @dataclass(frozen=True)
@@ -226,14 +350,13 @@ class Sum(Operation):
 class Lines:
     """Two linear functions that enclose an operation on a box, number by number.
 
-    lower_slope · x + lower_shift ≤ operation(x) ≤ upper_slope · x + upper_shift; slopes are not negative. Tensors are
-    (M, *shape), and (M, R, *shape) for lower slopes that each row has for itself.
+    lower_slope · x ≤ operation(x) ≤ upper_slope · x + upper_shift; slopes are not negative. Tensors are (M, *shape),
+    and (M, R, *shape) for lower slopes that each row has for itself.
     """
 
     upper_slope: Tensor
     upper_shift: Tensor
     lower_slope: Tensor
-    lower_shift: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -287,6 +410,11 @@ class Maximum(Operation):
         return self.evaluate(low), self.evaluate(high)
 
     @property
+    def window(self) -> Window:
+        """Kernel, stride and dilation."""
+        return Window(self.kernel, self.stride, self.dilation)
+
+    @property
     def taps(self) -> list[Pair]:
         """Where the inputs of a window are, counted from its corner."""
         return [(y * self.dilation[0], x * self.dilation[1])
@@ -334,9 +462,18 @@ class Maximum(Operation):
                            origin=tuple(o * s - p for o, s, p in zip(rows.origin, self.stride, self.padding,
                                                                      strict=True)),
                            shape=self.source, exact=True)
-        (top, left), (_, height, width) = self.padding, self.source
-        cut = total[..., top:top + height, left:left + width]
-        return Dense(functional.pad(cut, (0, width - cut.shape[-1], 0, height - cut.shape[-2])))
+        return Dense(_without_padding(total, self.padding, self.source))
+
+    def weighted(self, values: Tensor, slopes: Tensor) -> Tensor:
+        """Σ slopes · values over every window: (M or 1, C, H, W) → (M, C, h, w)."""
+        return (self._gather(values, 0.0) * slopes).sum(-1)
+
+    def push(self, rows: Rows, slopes: Tensor) -> Rows:
+        """Σ slopes · functionals over every window; slopes as in `lines`, (M, C, h, w, taps)."""
+        def weigh(k: int, seen: Tensor) -> Tensor:
+            slope = slopes[..., k]
+            return seen * slope.view(*slope.shape, *(1,) * (seen.ndim - 4))
+        return moved(rows, self.source, self.shape, self.stride, self.padding, self.taps, weigh)
 
 
 def pair(value: int | Sequence[int]) -> Pair:

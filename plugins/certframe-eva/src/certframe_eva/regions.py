@@ -196,7 +196,7 @@ class Region:
         first = self._multiplier(rows, size, capacity, hull)
         for part in _TRIES if self.sets > 1 else _TRIES[:1]:
             level = first * part
-            spread = rows.spread(level)
+            spread = rows.placed(level)
             if self.p == 1:
                 terms, price = (size - spread).clamp(min=0) * capacity, self.eps * level
             else:
@@ -215,12 +215,12 @@ class Region:
             low = torch.zeros_like(level)
             for _ in range(12):  # the sum of the capacities above λ falls with λ; find where it is ε
                 middle = (low + level) / 2
-                used = rows.against(torch.where(size > rows.spread(middle), capacity, torch.zeros_like(capacity)), free)
+                used = rows.against(torch.where(size > rows.placed(middle), capacity, torch.zeros_like(capacity)), free)
                 low, level = torch.where(used > self.eps, middle, low), torch.where(used > self.eps, level, middle)
             return level
         level = rows.against(size * size, free).sqrt() / self.eps
         for _ in range(6):  # λ² = Σ a² / (ε² − Σ capacity²), over what is free of its cap and what is not; λ falls
-            capped = size > rows.spread(level) * capacity
+            capped = size > rows.placed(level) * capacity
             zero = torch.zeros_like(size)
             rest = self.eps**2 - rows.against(torch.where(capped, capacity * capacity, zero), free)
             inside = rows.against(torch.where(capped, zero, size * size), free)

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+AT_ONCE = 2**21
+"""Coefficients that are computed at once, about: more than that would leave the processor's caches."""
+
 
 @dataclass(frozen=True)
 class Dense:
@@ -38,9 +41,29 @@ class Dense:
         """The same rows with other coefficients."""
         return Dense(a)
 
+    def negated(self) -> Dense:
+        """Minus these functionals."""
+        return Dense(-self.a)
+
+    def halved(self) -> Dense:
+        """Half of these functionals."""
+        return Dense(self.a / 2)
+
+    def clamped(self, *, low: float | None = None, high: float | None = None) -> Dense:
+        """Functionals with coefficients within this range."""
+        return Dense(self.a.clamp(low, high))
+
     def seen(self, values: Tensor) -> Tensor:
         """(M or 1, *shape) → the same values, laid out to be multiplied with `a`."""
         return values.unsqueeze(1)
+
+    def placed(self, values: Tensor) -> Tensor:
+        """(M or 1, …), a value for every row → the same values, laid out to be multiplied with `a`."""
+        return values.reshape(len(values), -1, *(1,) * (self.a.ndim - 2))
+
+    def times(self, values: Tensor) -> Dense:
+        """Every functional times a number; (M or 1, …), a value for every row."""
+        return Dense(self.a * self.placed(values))
 
     def add(self, other: Rows) -> Dense:
         """The sum of two functionals of the same activation."""
@@ -51,6 +74,10 @@ class Dense:
         return self
 
     def dense(self) -> Dense:
+        """Itself."""
+        return self
+
+    def compact(self) -> Dense:
         """Itself."""
         return self
 
@@ -91,11 +118,6 @@ class Dense:
         return torch.stack(torch.broadcast_tensors(*columns), 1).clamp(min=0)
 
 
-    def spread(self, values: Tensor) -> Tensor:
-        """(M, 1, R), a number for every row → laid out to be multiplied with `a`."""
-        return values.transpose(1, 2).reshape(len(values), -1, *(1,) * (self.a.ndim - 2))
-
-
 @dataclass(frozen=True)
 class Patches:
     """Rows of a feature map: one for each of O functionals at each place of a grid.
@@ -133,6 +155,26 @@ class Patches:
     def with_a(self, a: Tensor) -> Patches:
         """The same windows with other coefficients, which the caller vouches for beyond the activation."""
         return replace(self, a=a, exact=True)
+
+    def negated(self) -> Patches:
+        """Minus these functionals."""
+        return replace(self, a=-self.a)
+
+    def halved(self) -> Patches:
+        """Half of these functionals."""
+        return replace(self, a=self.a / 2)
+
+    def clamped(self, *, low: float | None = None, high: float | None = None) -> Patches:
+        """Functionals with coefficients within this range, which contains 0."""
+        return replace(self, a=self.a.clamp(low, high))
+
+    def placed(self, values: Tensor) -> Tensor:
+        """As `Dense.placed`; rows are O·h·w."""
+        return values.reshape(len(values), -1, *self.grid, 1, 1, 1)
+
+    def times(self, values: Tensor) -> Patches:
+        """As `Dense.times`."""
+        return replace(self, a=self.a * self.placed(values))
 
     def windows(self, values: Tensor) -> Tensor:
         """(M, c, H, W) → (M, h, w, c, kh, kw): what each window sees; 0 beyond the activation. A view."""
@@ -173,6 +215,10 @@ class Patches:
                   for p, end in zip((self, other), ends, strict=True)]
         return replace(self, a=padded[0] + padded[1], origin=(top, left), exact=self.exact and other.exact)
 
+    def compact(self) -> Rows:
+        """Dense rows when windows have become as large as the activation."""
+        return self.dense() if self.window[0] * self.window[1] >= self.shape[1] * self.shape[2] else self
+
     def dense(self) -> Dense:
         """The same rows, O outermost, then the places."""
         (h, w), (down, right), (top, left), (kh, kw) = self.grid, self.step, self.origin, self.window
@@ -191,16 +237,17 @@ class Patches:
     def dot(self, values: Tensor) -> Tensor:
         """(M or 1, C, H, W) → (M, O·h·w), the functionals' values."""
         seen = self.windows(values)
-        return torch.einsum("moyxckl,myxckl->moyx", *_same_items(self._placed(self.a), seen)).flatten(1)
+        return torch.einsum("moyxckl,myxckl->moyx", *_same_items(self.everywhere(self.a), seen)).flatten(1)
 
-    def _placed(self, a: Tensor) -> Tensor:
+    def everywhere(self, a: Tensor) -> Tensor:
+        """Coefficients for each place, also while all places have the same; a view."""
         return a.expand(-1, -1, *self.grid, -1, -1, -1)
 
     def against(self, coefficients: Tensor, sets: Tensor) -> Tensor:
         """As `Dense.against`; rows are O·h·w."""
         if sets.shape[2] == 1:
             coefficients = coefficients.sum(4, keepdim=True)
-        left = self._placed(coefficients).permute(0, 2, 3, 1, 4, 5, 6).flatten(4)  # (M, h, w, O, K)
+        left = self.everywhere(coefficients).permute(0, 2, 3, 1, 4, 5, 6).flatten(4)  # (M, h, w, O, K)
         by = self.windows(sets.flatten(0, 1)).unflatten(0, sets.shape[:2]).permute(0, 2, 3, 1, 4, 5, 6).flatten(4)
         left, by = _same_items(left, by)
         found = by @ left.mT  # (M, h, w, Q, O)
@@ -210,14 +257,10 @@ class Patches:
         """As `Dense.largest`; rows are O·h·w."""
         if sets.shape[2] == 1:
             coefficients = coefficients.amax(4, keepdim=True)
-        left, columns = self._placed(coefficients), []
+        left, columns = self.everywhere(coefficients), []
         for q in range(sets.shape[1]):
             columns.append((left * self.seen(sets[:, q])).amax((4, 5, 6)).flatten(1))
         return torch.stack(columns, 1).clamp(min=0)
-
-    def spread(self, values: Tensor) -> Tensor:
-        """As `Dense.spread`."""
-        return values.reshape(len(values), -1, *self.grid, 1, 1, 1)
 
 
 Rows = Dense | Patches
