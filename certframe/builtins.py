@@ -103,3 +103,22 @@ def certframe_datasets(register: Register) -> None:
 def certframe_executors(register: Register) -> None:
     """Places of work."""
     register("local", "certframe.executors.local:Local", "this process")
+
+
+@hookimpl
+def certframe_commands(register: Register) -> None:
+    """What ``certframe --help`` lists, in this order."""
+    register("run", "certframe.cli.run:run", "Explain images, certify the explanations, write a run and a report.")
+    register("plan", "certframe.cli.plan:plan", "Say what a run can certify and what it will cost, before it starts.")
+    register("certify", "certframe.cli.certify:certify",
+             "Certify the stored counts of a run again: other radii, confidences or certifiers.")
+    register("verify", "certframe.cli.verify:verify",
+             "Check a run: is everything what it was, and does it follow from the images and the model?")
+    register("report", "certframe.cli.report:report", "Write the HTML report of a run again.")
+    register("compare", "certframe.cli.compare:compare",
+             "Compare methods, layers, noise levels and models over several runs.")
+    register("list", "certframe.cli.listing:list_names", "List what is installed.")
+    register("describe", "certframe.cli.describe:describe", "Say what a plugin does and list its options.")
+    register("plugins", "certframe.cli.listing:plugins",
+             "Show the installed plugin distributions, and which are broken.")
+    register("plugin", "certframe.cli.plugin:app", "Write and check plugins.")

@@ -1,4 +1,4 @@
-"""One hook per plugin kind.
+"""One hook per plugin kind, and one for commands.
 
 A plugin is a module (or object) that implements any of these and is announced by an entry point of the group
 ``certframe``. Each hook receives a function ``register(name, target, summary="")`` and calls it once per
@@ -27,7 +27,10 @@ class Register(Protocol):
     """The function that a hook calls for each implementation."""
 
     def __call__(self, name: str, target: str, summary: str = "") -> None:
-        """Announce ``name`` (lower case, digits, ``-``, ``+``), implemented by the class ``"package.module:Class"``."""
+        """Announce ``name`` (lower case, digits, ``-``, ``+``), implemented by the class ``"package.module:Class"``.
+
+        For a command the target is a function whose signature Typer understands, or a ``typer.Typer`` of subcommands.
+        """
         ...
 
 
@@ -64,3 +67,8 @@ def certframe_datasets(register: Register) -> None:
 @hookspec
 def certframe_executors(register: Register) -> None:
     """Register executors (protocol `certframe.Executor`)."""
+
+
+@hookspec
+def certframe_commands(register: Register) -> None:
+    """Register commands of the program ``certframe``: functions with Typer's annotations, or groups of them."""

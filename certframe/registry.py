@@ -1,4 +1,4 @@
-"""Names → lazily imported plugin classes.
+"""Names → lazily imported plugin classes and commands.
 
 Built-ins and strangers register through the same hooks. A plugin that cannot be imported, or whose hooks are wrong,
 is set aside in `Registry.broken`: it breaks itself and nothing else. Two owners of one name are kept both; the bare
@@ -23,9 +23,13 @@ from certframe.errors import UsageError, one_line, suggest
 ENTRY_POINT_GROUP = "certframe"
 HOOKS = {kind: f"certframe_{kind}s" for kind in
          ("model", "attributor", "sparsifier", "certifier", "metric", "dataset", "executor")}
+"""The plugin kinds of which a run is made, and their hooks."""
+REGISTERED = {**HOOKS, "command": "certframe_commands"}
+"""Everything that can be registered, and its hook."""
 INSTALL_HINTS = {
     "timm": "certframe-timm", "lite0": "certframe-timm", "rise": "certframe-rise", "lrp": "certframe-zennit",
-    "shapley-sampling": "certframe-captum",
+    "shapley-sampling": "certframe-captum", "attack": "certframe-boundary", "audit": "certframe-boundary",
+    "train-robust": "certframe-boundary",
 }
 """Names that first-party distributions bring, for the message when one is not installed."""
 _NAME = re.compile(r"[a-z0-9][a-z0-9+-]*")
@@ -47,8 +51,8 @@ class Entry:
         """``distribution/name``."""
         return f"{self.distribution}/{self.name}"
 
-    def load(self) -> type[Any]:
-        """Import the class.
+    def load(self) -> Any:
+        """Import the class, or the function or ``typer.Typer`` of a command.
 
         Raises:
             UsageError: it cannot be imported; names the plugin, its distribution and the cause.
@@ -60,7 +64,10 @@ class Entry:
             raise UsageError(
                 f"{self.kind} '{self.name}' of {self.distribution} {self.version} cannot be imported: "
                 f"{one_line(error)} (repair or uninstall {self.distribution})") from error
-        if not isinstance(found, type):
+        if self.kind == "command" and not (callable(found) and not isinstance(found, type)):
+            raise UsageError(f"command '{self.name}' of {self.distribution}: {self.target} is neither a function nor a "
+                             "typer.Typer")
+        if self.kind != "command" and not isinstance(found, type):
             raise UsageError(f"{self.kind} '{self.name}' of {self.distribution}: {self.target} is not a class")
         return found
 
@@ -94,7 +101,7 @@ class Registry:
     def __init__(self, *, external: bool = True) -> None:
         self._manager = pluggy.PluginManager(hookspecs.PROJECT)
         self._manager.add_hookspecs(hookspecs)
-        self._entries: dict[str, list[Entry]] = {kind: [] for kind in HOOKS}
+        self._entries: dict[str, list[Entry]] = {kind: [] for kind in REGISTERED}
         self.plugins: list[Plugin] = []
         self.broken: list[Broken] = []
         builtins = importlib.import_module("certframe.builtins")
@@ -124,7 +131,7 @@ class Registry:
         try:
             self._manager.register(plugin, name=f"{owner}:{name}")
             self._check_hook_names(plugin)
-            for kind, hook in HOOKS.items():
+            for kind, hook in REGISTERED.items():
                 function = getattr(plugin, hook, None)
                 if function is not None and self._is_registered(plugin, hook):
                     function(register=_collector(kind, owner, version, found))
@@ -144,14 +151,16 @@ class Registry:
         return any(impl.plugin is plugin for impl in caller.get_hookimpls())
 
     def _check_hook_names(self, plugin: Any) -> None:
-        known = set(HOOKS.values())
+        known = set(REGISTERED.values())
         unknown = [n for n in dir(plugin) if n.startswith("certframe_") and n not in known
                    and hasattr(getattr(plugin, n), "certframe_impl")]
         if unknown:
             raise UsageError(f"unknown hook {unknown[0]!r}{suggest(unknown[0], known)}")
 
     def entries(self, kind: str) -> list[Entry]:
-        """Everything registered for a kind, ordered by name, then owner."""
+        """Everything registered for a kind, ordered by name, then owner; commands as registered, certframe's first."""
+        if kind == "command":
+            return list(self._entries[kind])
         return sorted(self._entries[kind], key=lambda e: (e.name, e.distribution))
 
     def names(self, kind: str) -> list[str]:
@@ -185,7 +194,7 @@ class Registry:
             return f"{text}: the plugin {bad.distribution} is broken ({bad.reason}); see 'certframe plugins'"
         if package:
             return f"{text}: it comes with the package {package}; install it with 'pip install {package}'"
-        others = [k for k in HOOKS if k != kind and any(e.name == name for e in self._entries[k])]
+        others = [k for k in REGISTERED if k != kind and any(e.name == name for e in self._entries[k])]
         if others:
             return f"{text}: it is {_article(others[0])}, not {_article(kind)}"
         close = suggest(name, self.names(kind))

@@ -10,7 +10,7 @@ import typer
 
 from certframe.cli.options import Json, complete_any
 from certframe.errors import UsageError, suggest
-from certframe.registry import HOOKS, Entry, default_registry
+from certframe.registry import REGISTERED, Entry, default_registry
 
 
 def describe(
@@ -23,9 +23,9 @@ def describe(
     Examples: `certframe describe grad-cam`, `certframe describe certframe-rise/rise`
     """
     registry = default_registry()
-    entries = [e for kind in HOOKS for e in registry.entries(kind) if name in (e.name, e.qualified)]
+    entries = [e for kind in REGISTERED for e in registry.entries(kind) if name in (e.name, e.qualified)]
     if not entries:
-        known = [e.name for kind in HOOKS for e in registry.entries(kind)]
+        known = [e.name for kind in REGISTERED for e in registry.entries(kind)]
         raise UsageError(f"nothing is called '{name}'{suggest(name, known) or ';'} see 'certframe list'")
     described = [description(entry) for entry in entries]
     if as_json:
@@ -40,6 +40,8 @@ def describe(
 def description(entry: Entry) -> dict[str, Any]:
     """Everything that can be said about a plugin without constructing it."""
     cls = entry.load()
+    if entry.kind == "command":
+        return _command(entry)
     capabilities = {key: getattr(cls, key) for key in ("needs_gradients", "deterministic", "nested", "binary")
                     if isinstance(getattr(cls, key, None), bool)}
     return {
@@ -47,6 +49,14 @@ def description(entry: Entry) -> dict[str, Any]:
         "summary": entry.summary, "text": inspect.getdoc(cls) or "", "argument": getattr(cls, "argument", None),
         "capabilities": capabilities, "options": option_rows(cls),
     }
+
+
+def _command(entry: Entry) -> dict[str, Any]:
+    """The same of a command, whose options are those of the command line."""
+    from certframe.cli.app import command_of
+    return {"kind": entry.kind, "name": entry.name, "distribution": entry.distribution, "version": entry.version,
+            "summary": entry.summary, "text": inspect.cleandoc(command_of(entry).help or ""), "argument": None,
+            "capabilities": {}, "options": []}
 
 
 def option_rows(cls: type[Any]) -> list[dict[str, Any]]:
@@ -84,6 +94,9 @@ def _show(found: dict[str, Any]) -> None:
     if found["capabilities"]:
         typer.echo("  ".join(f"{key.replace('_', ' ')}: {'yes' if value else 'no'}"
                              for key, value in found["capabilities"].items()) + "\n")
+    if found["kind"] == "command":
+        typer.echo(f"Its options: certframe {found['name']} --help")
+        return
     if not found["options"]:
         typer.echo("It has no options.")
         return

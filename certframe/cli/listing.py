@@ -9,16 +9,17 @@ import typer
 
 from certframe.cli.options import Json
 from certframe.errors import UsageError, suggest
-from certframe.registry import HOOKS, default_registry
+from certframe.registry import REGISTERED, default_registry
 
 
 def _kinds(incomplete: str) -> list[str]:
-    return [f"{kind}s" for kind in HOOKS if kind.startswith(incomplete)]
+    return [f"{kind}s" for kind in REGISTERED if kind.startswith(incomplete)]
 
 
 def list_names(
     kind: Annotated[str | None, typer.Argument(
-        help="models, attributors, sparsifiers, certifiers, metrics, datasets or executors; all when left out.",
+        help="models, attributors, sparsifiers, certifiers, metrics, datasets, executors or commands; all when"
+             " left out.",
         autocompletion=_kinds, show_default=False)] = None,
     as_json: Json = False,
 ) -> None:
@@ -26,7 +27,7 @@ def list_names(
 
     Examples: `certframe list`, `certframe list attributors`, `certframe list models --json`
     """
-    kinds = [_kind(kind)] if kind else list(HOOKS)
+    kinds = [_kind(kind)] if kind else list(REGISTERED)
     registry = default_registry()
     entries = [entry for k in kinds for entry in registry.entries(k)]
     if as_json:
@@ -40,12 +41,14 @@ def list_names(
         for entry in registry.entries(k):
             indent = "" if kind else "  "
             typer.echo(f"{indent}{entry.name:<{width}}  {entry.summary}  [{entry.distribution} {entry.version}]")
+    for bad in registry.broken:
+        typer.secho(f"note: what {bad.distribution} registers is not listed, it is broken: {bad.reason}", err=True)
 
 
 def _kind(word: str) -> str:
     singular = word.removesuffix("s")
-    if singular not in HOOKS:
-        plurals = [f"{kind}s" for kind in HOOKS]
+    if singular not in REGISTERED:
+        plurals = [f"{kind}s" for kind in REGISTERED]
         raise UsageError(f"{word!r} is not a plugin kind{suggest(word, plurals) or ': ' + ', '.join(plurals)}")
     return singular
 
@@ -54,11 +57,11 @@ def plugins(as_json: Json = False) -> None:
     """Show the installed plugin distributions, what they bring, and which are broken and why."""
     registry = default_registry()
     found = [{"plugin": p.name, "distribution": p.distribution, "version": p.version,
-              "provides": [f"{e.kind} {e.name}" for k in HOOKS for e in registry.entries(k)
+              "provides": [f"{e.kind} {e.name}" for k in REGISTERED for e in registry.entries(k)
                            if e.distribution == p.distribution]} for p in registry.plugins]
     broken = [{"plugin": b.name, "distribution": b.distribution, "version": b.version, "reason": b.reason}
               for b in registry.broken]
-    twice = [f"{kind} {name}" for kind in HOOKS for name in _twice([e.name for e in registry.entries(kind)])]
+    twice = [f"{kind} {name}" for kind in REGISTERED for name in _twice([e.name for e in registry.entries(kind)])]
     if as_json:
         typer.echo(json.dumps({"plugins": found, "broken": broken, "names_with_two_owners": twice}, indent=2))
         return

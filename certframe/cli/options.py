@@ -24,8 +24,8 @@ def _complete(kind: str) -> Callable[[str], list[tuple[str, str]]]:
 
 def complete_any(incomplete: str) -> list[tuple[str, str]]:
     """Completion of a name of any kind."""
-    from certframe.registry import HOOKS
-    return [pair for kind in HOOKS for pair in _complete(kind)(incomplete)]
+    from certframe.registry import REGISTERED
+    return [pair for kind in REGISTERED for pair in _complete(kind)(incomplete)]
 
 
 Experiment = Annotated[Path | None, typer.Argument(

@@ -10,7 +10,7 @@ import typer
 
 from certframe.cli.options import Json, complete_any
 from certframe.errors import UsageError, suggest
-from certframe.registry import HOOKS, default_registry
+from certframe.registry import HOOKS, REGISTERED, default_registry
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Write and check plugins.")
 
@@ -45,12 +45,13 @@ def check(
     """
     from certframe.testing import run_checks
     registry = default_registry()
-    entries = [e for kind in HOOKS for e in registry.entries(kind) if name in (e.name, e.qualified, e.distribution)]
+    entries = [e for kind in REGISTERED for e in registry.entries(kind)
+               if name in (e.name, e.qualified, e.distribution)]
     if not entries:
         broken = [b for b in registry.broken if name in (b.name, b.distribution)]
         if broken:
             raise UsageError(f"plugin '{name}' is broken: {broken[0].reason}")
-        known = {word for kind in HOOKS for e in registry.entries(kind) for word in (e.name, e.distribution)}
+        known = {word for kind in REGISTERED for e in registry.entries(kind) for word in (e.name, e.distribution)}
         raise UsageError(f"nothing is called '{name}'{suggest(name, known) or ';'} see 'certframe plugins'")
     rows = [{"kind": e.kind, "name": e.name, "check": r.check, "outcome": r.outcome, "message": r.message}
             for e in entries for r in run_checks(e.kind, e.load())]

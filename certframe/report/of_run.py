@@ -99,9 +99,10 @@ def _reference(component: Component) -> str:
 
 def _class(component: Component) -> type[Any] | None:
     try:
-        return default_registry().find(component.kind, f"{component.distribution}/{component.name}").load()
+        found: type[Any] = default_registry().find(component.kind, f"{component.distribution}/{component.name}").load()
     except UsageError:
         return None  # not installed here: the command is then written out in full
+    return found
 
 
 def _argument(component: Component) -> str | None:

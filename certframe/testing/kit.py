@@ -24,6 +24,8 @@ from certframe.testing.emulated_device import EmulationUnavailable
 __all__ = ["Check", "ConformanceError", "NotApplicable", "Report", "Result", "Subject", "Violation", "check",
            "check_plugin", "checks_for", "require", "run_checks"]
 
+_KINDS = (*KINDS, "command")
+"""What there are checks for."""
 Outcome = Literal["passed", "failed", "skipped"]
 
 
@@ -46,21 +48,21 @@ def require(condition: bool, message: str) -> None:
 
 
 class Subject:
-    """A plugin class under test.
+    """A plugin class, or a command, under test.
 
     Args:
-        kind: a plugin kind.
-        cls: the class.
+        kind: a plugin kind, or "command".
+        cls: the class; for a command the function or ``typer.Typer``.
         options: what to construct it with; by default its ``conformance_options(directory)``, else its defaults.
         model: builds the model that attributors and metrics are tried on; by default the class's
             ``conformance_model()``, else `fixtures.tiny_model`.
         directory: an empty folder that the class may fill with the files its options need; by default a temporary one.
     """
 
-    def __init__(self, kind: str, cls: type[Any], *, options: Mapping[str, Any] | None = None,
+    def __init__(self, kind: str, cls: Any, *, options: Mapping[str, Any] | None = None,
                  model: Callable[[], Model] | None = None, directory: Path | None = None) -> None:
-        if kind not in KINDS:
-            raise UsageError(f"unknown plugin kind {kind!r}: it is one of {', '.join(KINDS)}")
+        if kind not in _KINDS:
+            raise UsageError(f"unknown plugin kind {kind!r}: it is one of {', '.join(_KINDS)}")
         self.kind, self.cls = kind, cls
         self._given, self._directory = options, directory
         self._model: Callable[[], Model] | None = model or getattr(cls, "conformance_model", None)
@@ -149,7 +151,7 @@ class Check:
         return Result(self.name, self.demand, outcome, " ".join(message.split()), error)
 
 
-_CHECKS: dict[str, dict[str, Check]] = {kind: {} for kind in KINDS}
+_CHECKS: dict[str, dict[str, Check]] = {kind: {} for kind in _KINDS}
 
 
 def check(*kinds: str, static: bool = False) -> Callable[[Callable[[Subject], None]], Callable[[Subject], None]]:
@@ -169,9 +171,10 @@ def checks_for(kind: str) -> list[Check]:
     Raises:
         UsageError: there is no such kind.
     """
-    if kind not in KINDS:
-        raise UsageError(f"unknown plugin kind {kind!r}: it is one of {', '.join(KINDS)}")
-    importlib.import_module("certframe.testing.checks.common")
+    if kind not in _KINDS:
+        raise UsageError(f"unknown plugin kind {kind!r}: it is one of {', '.join(_KINDS)}")
+    if kind != "command":
+        importlib.import_module("certframe.testing.checks.common")
     importlib.import_module(f"certframe.testing.checks.{kind}")
     return list(_CHECKS[kind].values())
 
@@ -242,13 +245,13 @@ def run_on(subject: Subject, plugin: str, checks: Sequence[Check] | None = None)
     return Report(subject.kind, plugin, [results[c.name] for c in checks])
 
 
-def run_checks(kind: str, cls: type[Any], *, options: Mapping[str, Any] | None = None,
+def run_checks(kind: str, cls: Any, *, options: Mapping[str, Any] | None = None,
                model: Callable[[], Model] | None = None, plugin: str | None = None) -> Report:
     """Run all checks of a kind on a class.
 
     Args:
-        kind: "model", "attributor", "sparsifier", "certifier", "metric", "dataset" or "executor".
-        cls: the class.
+        kind: "model", "attributor", "sparsifier", "certifier", "metric", "dataset", "executor" or "command".
+        cls: the class; for a command the function or ``typer.Typer``.
         options: what to construct it with; by default what its classmethod ``conformance_options(directory)`` returns,
             where it has one, else its defaults. Give options that make it quick.
         model: builds the model that attributors and metrics are tried on; by default what the class's classmethod
@@ -260,12 +263,12 @@ def run_checks(kind: str, cls: type[Any], *, options: Mapping[str, Any] | None =
     """
     subject = Subject(kind, cls, options=options, model=model)
     try:
-        return run_on(subject, plugin or f"{cls.__module__}.{cls.__qualname__}")
+        return run_on(subject, plugin or f"{cls.__module__}.{getattr(cls, '__qualname__', type(cls).__qualname__)}")
     finally:
         subject.close()
 
 
-def check_plugin(kind: str, cls: type[Any], *, options: Mapping[str, Any] | None = None,
+def check_plugin(kind: str, cls: Any, *, options: Mapping[str, Any] | None = None,
                  model: Callable[[], Model] | None = None) -> Report:
     """`run_checks`, raising when one fails.
 

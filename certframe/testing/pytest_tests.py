@@ -11,7 +11,7 @@ from certframe.testing.kit import Check, ConformanceError, Result, Subject, chec
 __all__ = ["conformance_tests", "settle"]
 
 
-def conformance_tests(kind: str, cls: type[Any], *, options: Mapping[str, Any] | None = None,
+def conformance_tests(kind: str, cls: Any, *, options: Mapping[str, Any] | None = None,
                       model: Callable[[], Model] | None = None) -> Callable[..., None]:
     """One pytest test for each check of the kind.
 
@@ -21,8 +21,8 @@ def conformance_tests(kind: str, cls: type[Any], *, options: Mapping[str, Any] |
         test_conformance = conformance_tests("attributor", Edges, options={"radius": 2})
 
     Args:
-        kind: "model", "attributor", "sparsifier", "certifier", "metric", "dataset" or "executor".
-        cls: the plugin class.
+        kind: "model", "attributor", "sparsifier", "certifier", "metric", "dataset", "executor" or "command".
+        cls: the plugin class; for a command the function or ``typer.Typer``.
         options: what to construct it with, as in `run_checks`.
         model: builds the model that attributors and metrics are tried on, as in `run_checks`.
 

@@ -23,7 +23,7 @@ import pages_options
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES: dict[str, Callable[[Sequence[str]], str]] = {
-    "docs/reference/cli.md": lambda _: pages_cli.page(),
+    "docs/reference/cli.md": pages_cli.page,
     "docs/reference/options.md": pages_options.page,
     "docs/reference/hooks.md": lambda _: pages_hooks.page(),
 }

@@ -5,14 +5,13 @@ from __future__ import annotations
 import inspect
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import md
-import typer
 
-from certframe.cli import app
+from certframe.cli.app import walk
 from certframe.cli.outcome import GATE_NOT_MET
 from certframe.errors import CertframeError, UsageError
 
@@ -20,39 +19,45 @@ _WORDS = {int: "integer", float: "number", str: "text", Path: "path"}
 EXIT_CODES = (
     (0, "done"),
     (CertframeError.exit_code, "the work failed or images could not be used (what was finished is kept), or `plugin "
-                               "check` or `verify` found something wrong"),
+                               "check`, `verify` or `audit` found something wrong"),
     (UsageError.exit_code, "wrong use: a name, an option, a file or a value; nothing has been written"),
     (GATE_NOT_MET, "a gate of `--fail-under` was not met"),
     (130, "stopped by the user (Ctrl-C or SIGTERM); the same command resumes the run"),
 )
 
 
-def commands() -> Iterator[tuple[str, Any]]:
-    """Every command of the program, groups included: its full name and the command object."""
-    yield from _walk("certframe", typer.main.get_command(app))
+def commands(distributions: Sequence[str]) -> Iterator[tuple[str, Any, str]]:
+    """Every command of these distributions, subcommands included: full name, command object and whose it is."""
+    for name, command, entry in walk():
+        owner = entry.distribution if entry else "certframe"
+        if owner in distributions:
+            yield name, command, owner
 
 
-def _walk(name: str, command: Any) -> Iterator[tuple[str, Any]]:
-    yield name, command
-    for child, sub in getattr(command, "commands", {}).items():
-        yield from _walk(f"{name} {child}", sub)
-
-
-def page() -> str:
+def page(distributions: Sequence[str]) -> str:
     """The whole page."""
     parts = [md.NOTICE, "# Command line\n\n",
              "`certframe COMMAND --help` (or `-h`) prints what is below; `python -m certframe` is the same program. "
              "Completion of commands, options and plugin names is installed with `certframe --install-completion`.\n\n",
              "## Exit codes\n\n", md.table(("code", "meaning"), [(str(c), text) for c, text in EXIT_CODES])]
-    parts += [_section(name, command) for name, command in commands()]
+    found = list(commands(distributions))
+    top = [(name, command) for name, command, _ in found if name.count(" ") == 1]
+    parts += [_section(name, command, owner, top if name == "certframe" else _children(name, command))
+              for name, command, owner in found]
     return "".join(parts)
 
 
-def _section(name: str, command: Any) -> str:
-    parts = [f"\n## `{name}`\n\n```text\n{usage(name, command)}\n```\n\n", inspect.cleandoc(command.help or ""), "\n"]
-    children = [(f"[`{name} {child}`](#{_anchor(f'{name} {child}')})", _first_line(sub.help))
-                for child, sub in getattr(command, "commands", {}).items()]
-    parts.append(_titled("Commands", md.table(("command", ""), children)))
+def _children(name: str, command: Any) -> list[tuple[str, Any]]:
+    return [(f"{name} {child}", sub) for child, sub in getattr(command, "commands", {}).items()]
+
+
+def _section(name: str, command: Any, owner: str, children: Sequence[tuple[str, Any]]) -> str:
+    parts = [f"\n## `{name}`\n\n```text\n{usage(name, command, bool(children))}\n```\n\n"]
+    if owner != "certframe":
+        parts.append(f"Comes with the package `{owner}`.\n\n")
+    parts += [inspect.cleandoc(command.help or ""), "\n"]
+    rows = [(f"[`{child}`](#{_anchor(child)})", _first_line(sub.help)) for child, sub in children]
+    parts.append(_titled("Commands", md.table(("command", ""), rows)))
     arguments = [p for p in command.params if p.param_type_name == "argument"]
     rows = [(md.code(p.name.upper()), "needed" if p.required else default(p), p.help or "") for p in arguments]
     parts.append(_titled("Arguments", md.table(("argument", "default", "meaning"), rows)))
@@ -64,14 +69,14 @@ def _section(name: str, command: Any) -> str:
     return "".join(parts)
 
 
-def usage(name: str, command: Any) -> str:
+def usage(name: str, command: Any, group: bool) -> str:
     """The usage line."""
     words = [name]
     if any(p.param_type_name == "option" for p in command.params):
         words.append("[OPTIONS]")
     words += [p.name.upper() if p.required else f"[{p.name.upper()}]" for p in command.params
               if p.param_type_name == "argument"]
-    return " ".join([*words, "COMMAND …"] if getattr(command, "commands", None) else words)
+    return " ".join([*words, "COMMAND …"] if group else words)
 
 
 def default(parameter: Any) -> str:

@@ -8,7 +8,7 @@ import textwrap
 import md
 
 from certframe import builtins, hookspecs
-from certframe.registry import ENTRY_POINT_GROUP, HOOKS
+from certframe.registry import ENTRY_POINT_GROUP, REGISTERED
 
 _INTRO = f"""# Hooks
 
@@ -35,7 +35,8 @@ def page() -> str:
     parameters = list(inspect.signature(hookspecs.Register.__call__).parameters.values())[1:]
     words = ", ".join(p.name if p.default is p.empty else f'{p.name}="{p.default}"' for p in parameters)
     register = f"```text\nregister({words})\n```\n\n{md.docstring(hookspecs.Register.__call__.__doc__ or '')}"
-    return "".join([md.NOTICE, _INTRO.format(register=register), *(_hook(kind, hook) for kind, hook in HOOKS.items())])
+    hooks = (_hook(kind, hook) for kind, hook in REGISTERED.items())
+    return "".join([md.NOTICE, _INTRO.format(register=register), *hooks])
 
 
 def _hook(kind: str, hook: str) -> str:
@@ -43,5 +44,5 @@ def _hook(kind: str, hook: str) -> str:
     example = textwrap.dedent(inspect.getsource(getattr(builtins, hook)))
     return (f"\n## `{hook}(register)`\n\n{md.docstring(spec.__doc__ or '')}\n"
             f"How to write {'an' if kind[0] in 'ae' else 'a'} {kind}: [{kind}](../plugins/{kind}.md). Options of the "
-            f"built-in ones: [{kind}s](options.md#{kind}s).\n\n"
+            f"built-in ones: [{kind}s]({'cli.md' if kind == 'command' else f'options.md#{kind}s'}).\n\n"
             f"```python\nfrom certframe import Register, hookimpl\n\n\n{example}```\n")

@@ -117,7 +117,7 @@ def test_list_prints_one_name_a_line_with_summary_and_owner(certframe):
     assert any(line.startswith("gradient ") and "[certframe " in line for line in lines)
     everything = json.loads(certframe("list", "--json").out)
     assert {e["kind"] for e in everything} == {"model", "attributor", "sparsifier", "certifier", "metric", "dataset",
-                                               "executor"}
+                                               "executor", "command"}
     assert certframe("list", "thing").code == 2
 
 

@@ -69,3 +69,14 @@ def test_attributors_on_the_trained_digits(entry: Entry, check: Check) -> None:
     digits = default_registry().find("model", "digits").load()
     subject = Subject("attributor", entry.load(), model=lambda: digits(digits.Options()))
     settle(check.run(subject))
+
+
+COMMANDS = default_registry().entries("command")
+
+
+@pytest.mark.parametrize(("entry", "check"), [
+    pytest.param(entry, check, id=f"{entry.qualified}-{check.name}")
+    for entry in COMMANDS for check in checks_for("command")])
+def test_registered_command(entry: Entry, check: Check) -> None:
+    settle(check.run(Subject("command", entry.load())))
+    assert entry.summary.strip()

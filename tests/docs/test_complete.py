@@ -7,14 +7,13 @@ import re
 
 import generate
 import pytest
-import typer
 
 import certframe
 import certframe.testing
 from certframe import hookspecs
-from certframe.cli import app
+from certframe.cli.app import walk
 from certframe.config import Request
-from certframe.registry import HOOKS, default_registry
+from certframe.registry import HOOKS, REGISTERED, default_registry
 
 HOOK_NAMES = [name for name, value in vars(hookspecs).items() if hasattr(value, "certframe_spec")]
 ENTRIES = [entry for kind in HOOKS for entry in default_registry().entries(kind)
@@ -22,7 +21,7 @@ ENTRIES = [entry for kind in HOOKS for entry in default_registry().entries(kind)
 
 
 def test_the_list_of_hooks_is_not_empty():
-    assert sorted(HOOK_NAMES) == sorted(HOOKS.values())
+    assert sorted(HOOK_NAMES) == sorted(REGISTERED.values())
 
 
 @pytest.mark.parametrize("hook", HOOK_NAMES)
@@ -35,14 +34,11 @@ def test_every_hook_is_documented_with_an_example(pages, hook):
     assert f"def {hook}(register" in pages[f"docs/plugins/{kind}.md"]
 
 
-def _commands(name="certframe", command=None):
-    command = command or typer.main.get_command(app)
-    yield name, command
-    for child, sub in getattr(command, "commands", {}).items():
-        yield from _commands(f"{name} {child}", sub)
+COMMANDS = [(name, command) for name, command, entry in walk()
+            if entry is None or entry.distribution in generate.first_party()]
 
 
-@pytest.mark.parametrize(("name", "command"), list(_commands()), ids=lambda v: v if isinstance(v, str) else "")
+@pytest.mark.parametrize(("name", "command"), COMMANDS, ids=lambda v: v if isinstance(v, str) else "")
 def test_every_command_and_option_is_documented(pages, name, command):
     section = pages["docs/reference/cli.md"].split(f"\n## `{name}`\n")[1].split("\n## ")[0]
     first_line = inspect.cleandoc(command.help).splitlines()[0]
@@ -56,9 +52,19 @@ def test_every_command_and_option_is_documented(pages, name, command):
         assert " ".join(parameter.help.split()) in row.replace("\\|", "|")
 
 
+@pytest.mark.parametrize("entry", [e for e in default_registry().entries("command")
+                                   if e.distribution in generate.first_party()], ids=lambda e: e.name)
+def test_every_command_of_a_plugin_is_documented_with_its_owner(pages, entry):
+    assert entry.summary.endswith((".", "?"))
+    if entry.distribution != "certframe":
+        section = pages["docs/reference/cli.md"].split(f"\n## `certframe {entry.name}`\n")[1].split("\n## ")[0]
+        assert f"Comes with the package `{entry.distribution}`." in section
+        assert f"`certframe {entry.name}" in pages["README.md"], "list it in the README"
+
+
 def test_no_command_is_documented_that_does_not_exist(pages):
     documented = set(re.findall(r"^## `(certframe[^`]*)`$", pages["docs/reference/cli.md"], re.MULTILINE))
-    assert documented == {name for name, _ in _commands()}
+    assert documented == {name for name, _ in COMMANDS}
 
 
 def _documented(page):

@@ -19,6 +19,8 @@ import xml.etree.ElementTree as ElementTree
 import blocks
 import pytest
 
+from certframe.testing import checks_for
+
 CONFTEST = '''
 import pytest
 import certframe
@@ -106,7 +108,7 @@ def outcomes(environment):
     return result
 
 
-PLUGIN_PAGES = ["model", "attributor", "sparsifier", "certifier", "metric", "dataset", "executor"]
+PLUGIN_PAGES = ["model", "attributor", "sparsifier", "certifier", "metric", "dataset", "executor", "command"]
 
 
 @pytest.mark.parametrize("kind", PLUGIN_PAGES)
@@ -114,7 +116,7 @@ def test_the_plugin_of_a_page_passes_its_own_tests_and_the_conformance_kit(outco
     mine = {test: message for (module, test), message in outcomes.items()
             if module.startswith(f"docs_plugins_{kind}.tests.") and ".test_page_" not in module}
     conformance = [test for test in mine if test.startswith("test_conformance[")]
-    assert len(conformance) > 10
+    assert len(conformance) == len(checks_for(kind))
     failed = [f"{test}: {message}" for test, message in mine.items() if message]
     assert not failed, "\n".join(failed)
 
@@ -135,7 +137,7 @@ def test_every_plugin_of_a_page_is_found_and_sound(environment):
                            check=False)
     assert found.returncode == 0, found.stderr
     assert {"certframe-tiny", "certframe-squared-gradient", "certframe-above-mean", "certframe-hoeffding",
-            "certframe-border", "certframe-npy", "certframe-threads"} <= set(found.stdout.split())
+            "certframe-border", "certframe-npy", "certframe-threads", "certframe-ranking"} <= set(found.stdout.split())
 
 
 def test_sessions_in_the_pages_give_what_they_show(pages):

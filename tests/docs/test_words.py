@@ -8,13 +8,13 @@ import shlex
 import tomllib
 
 import blocks
-import pages_cli
 import pytest
 
+from certframe.cli.app import walk
 from certframe.config import parse_option, resolve
 from certframe.registry import HOOKS, default_registry
 
-COMMANDS = dict(pages_cli.commands())
+COMMANDS = {name: command for name, command, _ in walk()}
 REFERENCES = {"--attributor": "attributor", "-a": "attributor", "--model": "model", "-m": "model",
               "--sparsifier": "sparsifier", "--certifier": "certifier", "-c": "certifier", "--metric": "metric",
               "--executor": "executor"}
@@ -54,6 +54,8 @@ def problem(words, known):
     rest = words[1:]
     while rest and f"{name} {rest[0]}" in COMMANDS:
         name, rest = f"{name} {rest[0]}", rest[1:]
+    if name == "certframe" and rest and ("command", rest[0]) in known:
+        return None
     if name == "certframe" and rest and not rest[0].startswith("-") and not rest[0].isupper() and rest[0] != "…":
         return f"no command {rest[0]!r}"
     options = {flag: p for p in COMMANDS[name].params if p.param_type_name == "option"
