@@ -16,6 +16,7 @@ from certframe.hookspecs import Register, hookimpl
 
 if TYPE_CHECKING:
     from certframe.interactive import CertifiedExplanation, certify, plan, run
+    from certframe.noise import CopyRng
     from certframe.planning import Plan
     from certframe.protocols import (
         ABSTAIN,
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "certframe.interactive": ("certify", "plan", "run", "CertifiedExplanation"),
+    "certframe.noise": ("CopyRng",),
     "certframe.planning": ("Plan",),
     "certframe.protocols": ("ABSTAIN", "Attribution", "Attributor", "Certificate", "Certifier", "Dataset", "Executor",
                             "Explanation", "Metric", "Model", "Options", "Rng", "Sample", "Schedule", "Sparsifier",
@@ -61,6 +63,7 @@ __all__ = [
     "Certificate",
     "CertifiedExplanation",
     "Certifier",
+    "CopyRng",
     "Dataset",
     "Executor",
     "Explanation",

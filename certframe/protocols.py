@@ -165,7 +165,8 @@ class Attributor(Protocol):
     def attribute(self, model: Model, inputs: Tensor, targets: Tensor, *, rng: Rng) -> Attribution:
         """Explain the class ``targets[b]`` on ``inputs[b]``, (B,C,H,W) in pixel units, not clamped; targets (B,) int64.
 
-        Everything is on the device of `inputs`. Called with autograd enabled.
+        Everything is on the device of `inputs`. Called with autograd enabled. A method may carry the graph of inputs
+        that require a gradient through to its maps; it is then *differentiable*, and its explanations can be attacked.
 
         Raises:
             UsageError: the method cannot be applied to this model; in one line, saying why.

@@ -54,19 +54,22 @@ def gradient_of(split: Split, values: Sequence[Tensor], targets: Tensor) -> Grad
         targets: (B,) int64.
 
     Returns:
-        The gradient in the shape of A, None when the logits have none, and the logits (B, classes); detached.
+        The gradient in the shape of A, None when the logits have none, and the logits (B, classes); detached, unless A
+        has a graph, which then reaches through both.
     """
     return split.gradient(values, targets) if isinstance(split, SharedSplit) else _gradient(split, values, targets)
 
 
 def _gradient(split: Split, values: Sequence[Tensor], targets: Tensor) -> Gradient:
-    activation = values[0].detach().requires_grad_()
+    further = values[0].requires_grad  # somebody will differentiate what is computed here
+    activation = values[0] if further else values[0].detach().requires_grad_()
     logits = split.head(activation, *values[1:])
     gradient = None
     if logits.requires_grad:
         # Rows do not meet in a classifier in eval mode, so the gradient of the sum holds each row's own gradient.
-        gradient, = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), activation, allow_unused=True)
-    return gradient, logits.detach()
+        gradient, = torch.autograd.grad(logits.gather(1, targets[:, None]).sum(), activation, allow_unused=True,
+                                        create_graph=further)
+    return gradient, logits if further else logits.detach()
 
 
 class SharedModel:

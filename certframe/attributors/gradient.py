@@ -114,7 +114,7 @@ class _Noisy:
 
     def _gradients(self, model: Model, inputs: Tensor, targets: Tensor, rng: Rng) -> Iterator[Tensor]:
         """`samples` gradients as maps (B,K,h,w), one after the other; δ is always added to the input."""
-        options, split, x = self.options, model.at(self.options.layer), inputs.detach()
+        options, split, x = self.options, model.at(self.options.layer), inputs
         spread = options.noise * (x.flatten(1).amax(1) - x.flatten(1).amin(1)).view(-1, 1, 1, 1)
         repeats = max(1, options.chunk // len(x))
         for start in range(0, options.samples, repeats):

@@ -26,7 +26,12 @@ def layer_option(default: str = "input") -> Any:
 
 
 def activation_of(split: Split, inputs: Tensor) -> tuple[Tensor, ...]:
-    """The activation A of the layer for (B,C,H,W), and what else the head needs; without a graph."""
+    """The activation A of the layer for (B,C,H,W), and what else the head needs; without a graph, or with that of x.
+
+    Inputs that require a gradient are those of somebody who differentiates the map itself, such as an attack on it.
+    """
+    if inputs.requires_grad and torch.is_grad_enabled():
+        return tuple(split.body(inputs))
     with torch.no_grad():
         return tuple(value.detach() for value in split.body(inputs.detach()))
 
@@ -41,8 +46,9 @@ def gradient_at(split: Split, layer: str, values: Sequence[Tensor], targets: Ten
         targets: (B,) int64.
 
     Returns:
-        The gradient in the shape of A, and the logits (B, classes), both float32 and detached. Other methods may be
-        given the same gradient: what changes it in place makes them compute it again.
+        The gradient in the shape of A, and the logits (B, classes), both float32 and detached, unless A has a graph
+        (see `activation_of`). Other methods may be given the same gradient: what changes it in place makes them compute
+        it again.
 
     Raises:
         UsageError: the logits have no gradient with respect to A.

@@ -263,7 +263,8 @@ def run_checks(kind: str, cls: Any, *, options: Mapping[str, Any] | None = None,
     """
     subject = Subject(kind, cls, options=options, model=model)
     try:
-        return run_on(subject, plugin or f"{cls.__module__}.{getattr(cls, '__qualname__', type(cls).__qualname__)}")
+        known = cls if hasattr(cls, "__qualname__") else type(cls)
+        return run_on(subject, plugin or f"{known.__module__}.{known.__qualname__}")
     finally:
         subject.close()
 

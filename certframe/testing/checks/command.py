@@ -13,7 +13,10 @@ from certframe.testing.kit import NotApplicable, Subject, check, require
 
 _HELP = """
 import importlib, sys, typer
-target = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])
+try:
+    target = getattr(importlib.import_module(sys.argv[1]), sys.argv[2])
+except ModuleNotFoundError as error:
+    sys.exit(4 if error.name and f"{sys.argv[1]}.".startswith(f"{error.name}.") else 1)
 program = typer.Typer(add_completion=False)
 program.add_typer(target) if isinstance(target, typer.Typer) else program.command()(target)
 typer.main.get_command(program)
@@ -62,5 +65,7 @@ def shows_its_help_fast(subject: Subject) -> None:
     if not name or getattr(found, name, None) is not subject.cls or not getattr(found, "__file__", None):
         raise NotApplicable("it is not a function of a module that can be imported by its name")
     done = subprocess.run([sys.executable, "-c", _HELP, module, name], capture_output=True, text=True, check=False)
+    if done.returncode == 4:
+        raise NotApplicable(f"{module} is not where another process would find it")
     require(done.returncode != 3, f"importing {module} imports torch: import it inside the function")
     require(done.returncode == 0, f"{module} cannot be imported by itself: {done.stderr.strip().splitlines()[-1:]}")
