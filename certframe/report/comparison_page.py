@@ -20,7 +20,7 @@ SHARES = ("certified", "certified1", "certified0", "abstain")
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: what it says, the number that it is sorted by, None for words, and its form in a terminal."""
+    """A cell of a table: what it says, the number that it is sorted by (NaN: last, None: by its words), its short form."""
 
     text: str
     sort: float | None = None
@@ -38,9 +38,9 @@ class Table:
 
 
 def number(value: float) -> Cell:
-    """A number, or a dash for NaN, which is sorted before all others."""
+    """A number, or a dash for NaN, which is sorted after all others."""
     if math.isnan(value):
-        return Cell("–", -math.inf)
+        return Cell("–", math.nan)
     return Cell(f"{value:.4g}", value)
 
 
@@ -67,7 +67,7 @@ def by_level(found: Sequence[Summary], metric: str, title: str) -> Table | None:
     images = {s.group: s.images for s in chosen}
     rows = [[Cell(g.data), Cell(g.model), Cell(g.family), Cell(g.method), Cell(g.layer), number(g.sigma),
              number(g.radius), Cell(g.certifier),
-             *(cells.get((g, level), Cell("", -math.inf)) for level in levels or [0.0]),
+             *(cells.get((g, level), Cell("", math.nan)) for level in levels or [0.0]),
              Cell(str(images[g]), images[g])] for g in groups]
     return Table(title, ["data", "model", "family", "method", "layer", "σ", "R", "certifier", *columns, "images"], rows)
 

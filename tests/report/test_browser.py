@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
@@ -9,7 +10,9 @@ from statistics import NormalDist
 import numpy as np
 import pytest
 
+from certframe.comparing import Group, Summary
 from certframe.report import claim, paint, slider, text
+from certframe.report.comparison_page import tables, write_page
 from certframe.report.page import Page, write
 
 READ = """() => [...document.querySelectorAll(".panel")].map(panel => ({
@@ -454,3 +457,32 @@ def test_text_of_charts_is_readable(view, every, scheme):
         return [part.matches("path") ? 2.2 : 4.5, (Math.max(ink, paper) + 0.05) / (Math.min(ink, paper) + 0.05)];
       }).filter(([wanted, found]) => found < wanted); }"""
     assert viewer.page.evaluate(contrast) == []
+
+
+def test_tables_of_a_comparison_are_sorted_by_a_click(chromium, tmp_path) -> None:
+    group = Group("run", "photos", "lite0", "", "activation", "final", 0.15, "pixel", 0.1012)
+    values = {"grad-cam": 0.1, "lrp": 0.0995, "cam": 0.02, "rise": -0.3}
+    found = [Summary(replace(group, method=method), "deletion.auc", math.nan, mean, 0.01, mean, mean, 5)
+             for method, mean in values.items()]
+    found += [Summary(replace(group, method=method), "certified", level, mean, 0.01, mean, mean, 5)
+              for method, mean in values.items() for level in (50.0, 10.0) if (method, level) != ("lrp", 10.0)]
+    path = tmp_path / "index.html"
+    write_page(path, ["run"], tables(found), [])
+    viewer = Viewer(chromium, path)
+    heads = viewer.page.locator("table").first.locator("th")
+    names = heads.all_text_contents()
+
+    def click(column: str) -> list[str]:
+        heads.nth(names.index(column)).locator("button").click()
+        return viewer.page.locator("table").first.locator("tbody tr").evaluate_all(
+            f"rows => rows.map(row => row.cells[{names.index('method')}].textContent)")
+
+    assert click("K = 50 %") == ["rise", "cam", "lrp", "grad-cam"]
+    assert click("K = 50 %") == ["grad-cam", "lrp", "cam", "rise"], "the other way round"
+    assert heads.nth(names.index("K = 50 %")).get_attribute("aria-sort") == "descending"
+    assert click("K = 10 %") == ["rise", "cam", "grad-cam", "lrp"], "what was not measured comes last"
+    assert click("K = 10 %") == ["grad-cam", "cam", "rise", "lrp"]
+    assert click("method") == sorted(values)
+    assert viewer.errors == []
+    assert [url for url in viewer.requests if not url.startswith("file:")] == []
+    viewer.context.close()
