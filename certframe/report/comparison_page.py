@@ -20,7 +20,7 @@ SHARES = ("certified", "certified1", "certified0", "abstain")
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a table: what it says, the number that it is sorted by (NaN: last, None: by its words), its short form."""
+    """A cell of a table: what it says, the number that it is sorted by (NaN: last, None: its words), its short form."""
 
     text: str
     sort: float | None = None
