@@ -50,7 +50,7 @@ def main(case_id: str) -> None:
     maps, begun = [], time.process_time()
     for first in range(0, case.copies, 32):
         noise = torch.randn(min(32, case.copies - first), *image.shape)
-        found = explain(image + runs.SIGMA * noise, target)
+        found = explain(image + runs.SIGMA * noise, target).detach()
         maps.append(functional.interpolate(found[:, None], size=image.shape[1:], mode="bilinear")[:, 0])
     explained = time.process_time() - begun
     every = torch.cat(maps).abs().numpy()
