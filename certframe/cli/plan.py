@@ -62,23 +62,38 @@ def plan(
     `certframe plan --samples 1000 --sigma 0.15 --sigma 0.25`
 
     `certframe plan experiment.toml --probe`
+
+    `certframe plan study.toml` plans every run of a study.
     """
     import json
 
-    from certframe.cli import outcome
+    from certframe.cli import outcome, study
     from certframe.plan_text import as_dict
     from certframe.planning import plan_run
 
     outcome.parse_gates(fail_under)
-    config = options.configuration(
-        experiment, options.overrides(option, tau, alpha, k), model=model, dataset=data, attributor=attributor,
-        sparsifier=sparsifier, certifier=certifier, metric=metric, executor=executor, sigma=sigma, samples=samples,
-        seed=seed, limit=limit, resolution=resolution, autocast=autocast, batch_size=batch_size, device=device,
-        channels_last=channels_last, compile=compile_model)
+    overriding = options.overrides(option, tau, alpha, k)
+    settings = {
+        "model": model, "dataset": data, "attributor": attributor, "sparsifier": sparsifier, "certifier": certifier,
+        "metric": metric, "executor": executor, "sigma": sigma, "samples": samples, "seed": seed, "limit": limit,
+        "resolution": resolution, "autocast": autocast, "batch_size": batch_size, "device": device,
+        "channels_last": channels_last, "compile": compile_model}
+    waiting = _waiting(shown=probe and not as_json and not quiet)
+    if experiment is not None and study.is_study(experiment):
+        with waiting:
+            planned = list(study.plans(experiment, overriding, settings, out, allocator=allocator, probe=probe))
+        if as_json:
+            typer.echo(json.dumps({folder: as_dict(one) for folder, one in planned}, indent=2))
+            return
+        for folder, one in planned:
+            typer.secho(f"\n{folder}\n", bold=True)
+            _show(one)
+        return
+    config = options.configuration(experiment, overriding, **settings)
     options.tune(config, allocator=allocator)
-    with _waiting(shown=probe and not as_json and not quiet):
-        planned = plan_run(config, out or options.default_directory(config), probe=probe)
-    typer.echo(json.dumps(as_dict(planned), indent=2)) if as_json else _show(planned)
+    with waiting:
+        whole = plan_run(config, out or options.default_directory(config), probe=probe)
+    typer.echo(json.dumps(as_dict(whole), indent=2)) if as_json else _show(whole)
 
 
 def _waiting(*, shown: bool) -> Status | contextlib.nullcontext[None]:

@@ -1,9 +1,9 @@
-"""What ``certframe run`` does with the file of a study."""
+"""What ``certframe run`` and ``certframe plan`` do with the file of a study."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +15,7 @@ from certframe.errors import UsageError
 
 if TYPE_CHECKING:
     from certframe.config import RunConfig
+    from certframe.planning import Plan
     from certframe.study import Study
 
 _MOST_LINES = 20
@@ -34,11 +35,9 @@ def carry_out(path: Path, overriding: list[str], settings: Mapping[str, Any], ou
     """Do what is not done yet, list what failed, and exit with 1 if anything did."""
     from certframe.cli.progress import Terminal, interruptible
     from certframe.pipeline import execute
-    from certframe.study import StudyListener, execute_study, read_study
+    from certframe.study import StudyListener, execute_study
 
-    given = {name: value for name, value in settings.items() if value not in (None, [])}
-    study = read_study(path, overriding, settings=given)
-    out = out or Path("runs") / path.stem
+    study, out = _read(path, overriding, settings), out or _default(path)
     options.tune(study.runs[0].config, allocator=allocator)
     if retry:
         _forget_failures(study, out)
@@ -65,6 +64,35 @@ def carry_out(path: Path, overriding: list[str], settings: Mapping[str, Any], ou
     except OSError as error:
         raise UsageError(f"{out}: {error.strerror or error}") from error
     _conclude(study, out, quiet=quiet, as_json=as_json)
+
+
+def plans(path: Path, overriding: list[str], settings: Mapping[str, Any], out: Path | None, *, allocator: bool,
+          probe: bool) -> Iterator[tuple[str, Plan]]:
+    """Folder and plan of every run of the study.
+
+    Raises:
+        UsageError: a run cannot certify anything.
+    """
+    from certframe.planning import plan_run
+
+    study, out = _read(path, overriding, settings), out or _default(path)
+    options.tune(study.runs[0].config, allocator=allocator)
+    for run in study.runs:
+        try:
+            yield run.folder, plan_run(run.config, out / run.folder, probe=probe)
+        except UsageError as error:
+            raise UsageError(f"{run.folder}: {error}") from error
+
+
+def _read(path: Path, overriding: list[str], settings: Mapping[str, Any]) -> Study:
+    from certframe.study import read_study
+
+    return read_study(path, overriding, settings={name: value for name, value in settings.items()
+                                                  if value not in (None, [])})
+
+
+def _default(path: Path) -> Path:
+    return Path("runs") / path.stem
 
 
 def _forget_failures(study: Study, out: Path) -> None:

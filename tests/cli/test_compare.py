@@ -62,6 +62,27 @@ def test_a_study_is_listed_and_compared(study: Path) -> None:
     assert "deletion-digits-digits-sigma0.1.png" in names
 
 
+def test_every_run_of_a_study_is_planned(study: Path) -> None:
+    file = study.parent / "s.toml"
+    code, out, err = call("plan", file, "--out", study, "--no-tune-allocator")
+    assert code == 0, err
+    assert out.lstrip().startswith("digits/digits")
+    assert "(finished)" in out
+    code, out, err = call("plan", file, "--out", study.parent / "new", "--samples", 200, "--json")
+    assert code == 0, err
+    planned, = json.loads(out).items()
+    assert planned[0] == "digits/digits"
+    alone = json.loads(call("plan", "--model", "digits", "--data", "digits", "--limit", 2, "-a", "gradient", "-a",
+                            "random", "--sigma", 0.05, "--sigma", 0.1, "-k", 50, "-k", 25, "--samples", 200, "--metric",
+                            "certified-rate", "--metric", "deletion", "-o", "metric.deletion.steps=4", "-o",
+                            "metric.deletion.curve=true", "--out", study.parent / "new/digits/digits", "--json")[1])
+    assert {**planned[1], "free_bytes": 0} == {**alone, "free_bytes": 0}
+    code, _, err = call("plan", file, "--samples", 12)
+    assert code == 2
+    assert "digits/digits: 12 samples cannot certify anything" in err
+    assert not (study.parent / "new").exists()
+
+
 def test_json_and_choice(study: Path, tmp_path: Path) -> None:
     code, out, err = call("compare", study, "--show", "deletion.auc", "--paired", "deletion.auc", "--no-figures",
                           "--json", "--out", tmp_path / "c")
