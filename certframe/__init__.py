@@ -15,6 +15,7 @@ from certframe.errors import CertframeError, UsageError, suggest
 from certframe.hookspecs import Register, hookimpl
 
 if TYPE_CHECKING:
+    from certframe.config import build
     from certframe.interactive import CertifiedExplanation, certify, plan, run
     from certframe.noise import CopyRng
     from certframe.planning import Plan
@@ -37,11 +38,14 @@ if TYPE_CHECKING:
         Split,
     )
     from certframe.registry import Registry, default_registry
+    from certframe.sections import Section, SectionTable
     from certframe.store import Run, load_run
     from certframe.tally import Tally
     from certframe.torch_model import TorchModel, split_module
+    from certframe.workbench import Workbench
 
 _HOME = {
+    "certframe.config": ("build",),
     "certframe.interactive": ("certify", "plan", "run", "CertifiedExplanation"),
     "certframe.noise": ("CopyRng",),
     "certframe.planning": ("Plan",),
@@ -49,9 +53,11 @@ _HOME = {
                             "Explanation", "Metric", "Model", "Options", "Rng", "Sample", "Schedule", "Sparsifier",
                             "Split"),
     "certframe.registry": ("Registry", "default_registry"),
+    "certframe.sections": ("Section", "SectionTable"),
     "certframe.store": ("Run", "load_run"),
     "certframe.tally": ("Tally",),
     "certframe.torch_model": ("TorchModel", "split_module"),
+    "certframe.workbench": ("Workbench",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -77,11 +83,15 @@ __all__ = [
     "Run",
     "Sample",
     "Schedule",
+    "Section",
+    "SectionTable",
     "Sparsifier",
     "Split",
     "Tally",
     "TorchModel",
     "UsageError",
+    "Workbench",
+    "build",
     "certify",
     "default_registry",
     "hookimpl",

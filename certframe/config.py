@@ -322,6 +322,21 @@ def resolve_component(kind: str, reference: Reference, overrides: Sequence[str] 
     return found
 
 
+def build(kind: str, reference: Reference, options: Sequence[str] = (), *, registry: Registry | None = None) -> Any:
+    """Construct a plugin that a user has named, as the commands do.
+
+    Args:
+        kind: "model", "attributor", "sparsifier", "certifier", "metric", "dataset" or "executor".
+        reference: ``name``, ``name:argument`` or ``distribution/name``; for a data set also a path.
+        options: ``kind.option=value`` texts.
+        registry: where names are looked up.
+
+    Raises:
+        UsageError: there is no such plugin, or an option is wrong or not its own.
+    """
+    return resolve_component(kind, reference, options, registry=registry).build(registry)
+
+
 def _split_reference(kind: str, text: str, registry: Registry) -> tuple[str, str | None]:
     name, colon, argument = text.partition(":")
     if kind == "dataset" and not any(e.name == name or e.qualified == name for e in registry.entries("dataset")):

@@ -246,12 +246,7 @@ class Sampler:
             return cell.attributor.attribute(self._shared, inputs, targets, rng=rng)
 
     def _resize(self, maps: Tensor, image: Tensor) -> Tensor:
-        maps = maps.detach().to(torch.float32)
-        size = tuple(image.shape[-2:])
-        # Maps are enlarged, never reduced: one with a value for every channel has more rows than the image.
-        if not self.upsample or (maps.shape[-2] >= size[0] and maps.shape[-1] >= size[1]):
-            return maps
-        return functional.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+        return at_resolution(maps.detach().to(torch.float32), image, upsample=self.upsample)
 
     def _check(self, counter: _Counter, subject: Subject, cell: Cell) -> None:
         """The only look at the device: were all maps finite? If not, explain the first bad batch again and count."""
@@ -291,6 +286,15 @@ class Sampler:
 
 def _targets(subject: Subject, count: int) -> Tensor:
     return torch.full((count,), subject.target, dtype=torch.int64, device=subject.image.device)
+
+
+def at_resolution(maps: Tensor, image: Tensor, *, upsample: bool) -> Tensor:
+    """(B,h,w) maps as they are certified: enlarged to the image's size, bilinearly, or as they are."""
+    size = tuple(image.shape[-2:])
+    # Maps are enlarged, never reduced: one with a value for every channel has more rows than the image.
+    if not upsample or (maps.shape[-2] >= size[0] and maps.shape[-1] >= size[1]):
+        return maps
+    return functional.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
 
 
 def _ranges(start: int, stop: int, size: int) -> list[tuple[int, int]]:

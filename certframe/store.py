@@ -7,6 +7,7 @@
     certificates/<image>/<cell>--<certifier>.…
     ledger/<image>/<cell>--<certifier>.parquet   metrics and hashes; written last, so its presence means "done"
     failures/<image>.json             images that could not be used, and why
+    sections/<name>.json              what commands such as audit add to the report
     metrics.parquet                   all parts of the ledger in one table
     report.html
     log.jsonl                         times and durations; the only file in which two equal runs differ
@@ -41,6 +42,7 @@ from certframe.config import RunConfig
 from certframe.errors import CertframeError, UsageError
 from certframe.files import HALF_WRITTEN, disk_error, sha256, write_atomic
 from certframe.protocols import Certificate, Explanation
+from certframe.sections import Section
 from certframe.tally import Tally
 from certframe.worker import CellSpec, Prepared, cells_of, component_key
 
@@ -274,7 +276,7 @@ class Run:
         """Write ``metrics.parquet``."""
         write_atomic(self.path / "metrics.parquet", _parquet(self.table()))
 
-    # -- failures and the log ------------------------------------------------------------------------------------------
+    # -- failures, sections and the log -------------------------------------------------------------------------------
 
     def save_failure(self, index: int, name: str, reason: str, part: str = "") -> None:
         """Record an image that could not be used, or a part of it: a cell, or a cell and a metric."""
@@ -300,6 +302,37 @@ class Run:
     def failures(self) -> list[dict[str, Any]]:
         """``{"index", "name", "reason"}`` of every image that could not be used; "part" is a cell or metric of it."""
         return [json.loads(p.read_text(encoding="utf-8")) for p in sorted((self.path / "failures").glob("*.json"))]
+
+    def save_section(self, name: str, section: Section) -> Path:
+        """Store a section for the report, which shows it from then on; one of the same name is replaced.
+
+        Args:
+            name: lower-case letters, digits and ``-``.
+            section: what the report shows.
+
+        Raises:
+            UsageError: the name cannot be that of a file.
+            CertframeError: the disk is full.
+        """
+        if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
+            raise UsageError(f"section name {name!r}: use lower-case letters, digits and '-'")
+        path = self.path / "sections" / f"{name}.json"
+        write_atomic(path, section.to_json().encode())
+        return path
+
+    def sections(self) -> dict[str, Section]:
+        """The stored sections by name.
+
+        Raises:
+            CertframeError: a file is damaged.
+        """
+        found = {}
+        for path in sorted((self.path / "sections").glob("*.json")):
+            try:
+                found[path.stem] = Section.from_mapping(json.loads(path.read_text(encoding="utf-8")))
+            except (ValueError, TypeError, KeyError) as error:
+                raise _damaged(path, error) from error
+        return found
 
     def log(self, event: str, **details: Any) -> None:
         """Append a line to the log."""

@@ -36,7 +36,8 @@ def write_report(run: Run, certifier: Component | None = None, path: Path | None
     commands = [command_of(run.config), *([] if own else [certify_command_of(run, shown[0])])]
     write(Page(
         title=f"Certified explanations by {names}", panels=_panels(run, shown), config=run.config.identity,
-        provenance=run.provenance, failures=run.failures(), command="\n".join(filter(None, commands))), target)
+        provenance=run.provenance, failures=run.failures(), command="\n".join(filter(None, commands)),
+        sections=list(run.sections().values())), target)
     return target
 
 

@@ -24,6 +24,7 @@ from certframe.report import chart, claim, levels, paint, plates, slider, text
 from certframe.report.levels import Level
 from certframe.report.templates import environment, source
 from certframe.report.totals import Panel, Row, Totals
+from certframe.sections import Section
 
 __all__ = ["Page", "Panel", "render", "write"]
 
@@ -40,6 +41,7 @@ class Page:
         provenance: versions, plugins, hashes.
         failures: mappings with ``name`` (of an image) and ``reason``, and ``method`` when it was one method.
         command: what to type to make the run again.
+        sections: what commands have added, below the images.
     """
 
     title: str
@@ -48,6 +50,7 @@ class Page:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     failures: Sequence[Mapping[str, Any]] = ()
     command: str = ""
+    sections: Sequence[Section] = ()
 
 
 def render(page: Page) -> str:

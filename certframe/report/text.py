@@ -101,3 +101,10 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         yield prefix, ", ".join(map(str, value)) or "none"
     else:
         yield prefix, "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def cell(value: str | int | float | None) -> str:
+    """A cell of an added table: text as it is, numbers with four digits, a dash for what there is not."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "–"
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else value

@@ -18,7 +18,7 @@ def environment() -> Environment:
     result.filters |= {
         "percent": text.percent, "percent_error": text.percent_error, "number_error": text.number_error,
         "quantity_error": text.quantity_error, "radius": text.radius, "plain": text.plain, "flatten": text.flatten,
-        "data_uri": paint.data_uri,
+        "cell": text.cell, "data_uri": paint.data_uri,
     }
     result.globals["colour_bar"] = cache(lambda scale: paint.data_uri(paint.colour_bar(scale)))
     return result

@@ -10,3 +10,21 @@ def certframe_attributors(register: Register) -> None:
     """The attribution methods."""
     register("bsm", "certframe_boundary.attributors:Bsm",
              summary="gradient of the class at the nearest point of the decision boundary")
+
+
+@hookimpl
+def certframe_models(register: Register) -> None:
+    """The networks of robust training."""
+    register("trained", "certframe_boundary.networks:Trained",
+             summary="a network that 'certframe train-robust' has trained, as trained:FILE")
+
+
+@hookimpl
+def certframe_commands(register: Register) -> None:
+    """The commands."""
+    register("attack", "certframe_boundary.commands.attack:attack",
+             summary="Change images a little, and keep their class, so that the explanation goes elsewhere.")
+    register("audit", "certframe_boundary.commands.audit:audit",
+             summary="Attack certified images within their radius: do the certificates hold there?")
+    register("train-robust", "certframe_boundary.commands.train_robust:train_robust",
+             summary="Train a small network whose saliency maps do not move under attack.")

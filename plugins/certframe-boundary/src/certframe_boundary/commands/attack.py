@@ -1,0 +1,171 @@
+"""``certframe attack``."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import certframe
+from certframe_boundary.commands.common import (
+    Device,
+    Json,
+    Quiet,
+    Seed,
+    Stop,
+    as_text,
+    device_of,
+    options_of,
+    progress,
+    write_text,
+)
+
+_WHAT, _HOW = "What is attacked", "The attack"
+VARIANTS, RANKINGS = ("plain", "smoothed", "sparsified"), ("magnitude", "signed", "positive")
+
+
+def attack(
+    model: Annotated[str, typer.Option("--model", "-m", help="Image classifier.", rich_help_panel=_WHAT)] = "lite0",
+    data: Annotated[str, typer.Option("--data", "-d", help="Data set, or a path to a picture, a folder or a CSV.",
+                                      rich_help_panel=_WHAT)] = "photos",
+    attributor: Annotated[str, typer.Option("--attributor", "-a", help="A differentiable attribution method.",
+                                            rich_help_panel=_WHAT)] = "gradient",
+    variant: Annotated[str, typer.Option(
+        "--map", help="plain: the map of the image; smoothed: its mean over noise; sparsified: the mean of the top K % "
+                      "of each noisy map.", rich_help_panel=_WHAT)] = "plain",
+    sigma: Annotated[float, typer.Option(help="Standard deviation of the noise of smoothed maps, in pixel units.",
+                                         rich_help_panel=_WHAT)] = 0.15,
+    copies: Annotated[int, typer.Option(min=1, help="Noisy copies that the attack smooths over.",
+                                        rich_help_panel=_WHAT)] = 16,
+    measured: Annotated[int, typer.Option(min=1, help="Fresh noisy copies that the overlap is measured with.",
+                                          rich_help_panel=_WHAT)] = 64,
+    ranking: Annotated[str, typer.Option(help="How scores become importance: magnitude, signed or positive.",
+                                         rich_help_panel=_WHAT)] = "magnitude",
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only the first so many images.", show_default="all",
+                                              rich_help_panel=_WHAT)] = None,
+    option: Annotated[list[str] | None, typer.Option(
+        "--option", "-o", metavar="KIND.OPTION=VALUE", help="Option of the model, the data set or the attributor, such "
+                                                            "as attributor.layer=final.",
+        rich_help_panel=_WHAT)] = None,
+    rho: Annotated[float, typer.Option(help="Largest norm of the change, in pixel units.", rich_help_panel=_HOW)] = 0.5,
+    norm: Annotated[str, typer.Option(help="l2 or linf.", rich_help_panel=_HOW)] = "l2",
+    k: Annotated[float, typer.Option("-k", help="Percent of the pixels that are driven out of the top.",
+                                     rich_help_panel=_HOW)] = 20.0,
+    steps: Annotated[int, typer.Option(help="P, steps of each start.", rich_help_panel=_HOW)] = 20,
+    tries: Annotated[int, typer.Option(help="Q, starts drawn at most.", rich_help_panel=_HOW)] = 100,
+    restarts: Annotated[int, typer.Option(help="T, starts of the same class.", rich_help_panel=_HOW)] = 5,
+    beta: Annotated[float, typer.Option(help="Sharpness of the softplus units that stand for rectifiers in the copy "
+                                             "that is attacked.", rich_help_panel=_HOW)] = 20.0,
+    chunk: Annotated[int, typer.Option(help="Images in one pass; changes no result.", rich_help_panel=_HOW)] = 8,
+    out: Annotated[Path, typer.Option(help="Folder for pictures and attack.json.")] = Path("attack"),
+    seed: Seed = 0,
+    device: Device = "auto",
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Change images a little, and keep their class, so that the explanation goes elsewhere (Levine et al. 2019).
+
+    The attack follows the gradient of the map, in a copy whose rectifiers are softplus; the overlap of the most
+    important pixels before and after is measured in the model itself, beside that of a random change of the same norm.
+    Writes a picture for each image, and attack.json.
+
+    Examples:
+    `certframe attack --model digits --data digits --limit 4`
+
+    `certframe attack --data photos/ --attributor grad-cam --norm linf --rho 0.01`
+
+    `certframe attack --map sparsified --sigma 0.15 --rho 0.1`
+    """
+    from certframe_boundary.explanation_attack import AttackOptions
+    from certframe_boundary.trial import Setting, Trial, attempt, refuse_without_gradient
+
+    for name, value, known in (("map", variant, VARIANTS), ("ranking", ranking, RANKINGS)):
+        if value not in known:
+            raise certframe.UsageError(f"--{name} {value!r}: choose one of {', '.join(known)}"
+                                       f"{certframe.suggest(value, known)}")
+    for name, number in (("sigma", sigma), ("beta", beta)):
+        if not 0 < number < float("inf"):
+            raise certframe.UsageError(f"--{name} {number:g}: give a positive number")
+    options = options_of(AttackOptions, norm=norm, rho=rho, k=k, steps=steps, tries=tries, restarts=restarts, seed=seed,
+                         chunk=chunk)
+    where = device_of(device)
+    built = {kind: certframe.build(kind, reference, _own(option, kind)) for kind, reference in
+             (("model", model), ("dataset", data), ("attributor", attributor))}
+    built["model"].module.to(where)
+    setting = Setting(built["model"], built["attributor"], attributor, variant, ranking,  # type: ignore[arg-type]
+                      sigma, copies, measured, beta)
+    refuse_without_gradient(setting, where)
+    dataset, found, failed = built["dataset"], list[Trial](), list[tuple[str, str]]()
+    stop, count = Stop(), min(len(dataset), limit or len(dataset))
+    with stop.watched(), progress(quiet=quiet or as_json) as bar:
+        task = bar.add_task("attacking", total=count)
+        for index in range(count):
+            if stop.wished:
+                break
+            name = dataset.name(index)
+            bar.update(task, description=name)
+            try:
+                trial = attempt(setting, dataset.load(index), options, where)
+            except certframe.UsageError as error:
+                failed.append((name, str(error)))
+            else:
+                _draw(out, index, trial, options)
+                found.append(trial)
+            bar.update(task, advance=1)
+    result = {"model": model, "data": data, "attributor": attributor, "map": variant,
+              "options": options.model_dump(mode="json"), "sigma": sigma, "copies": copies, "measured": measured,
+              "beta": beta, "images": [trial.as_dict() for trial in found],
+              "failures": [{"name": name, "reason": reason} for name, reason in failed]}
+    write_text(out / "attack.json", as_text(result))
+    typer.echo(as_text(result), nl=False) if as_json else _show(found, options.k, out)
+    for name, reason in failed:
+        typer.secho(f"{name}: {reason}", err=True, fg="red")
+    if stop.wished:
+        typer.echo(f"stopped after {len(found)} of {count} images, which are in {out}", err=True)
+        raise typer.Exit(130)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _own(options: list[str] | None, kind: str) -> list[str]:
+    """The options of a kind.
+
+    Raises:
+        UsageError: an option of another kind.
+    """
+    kinds = ("model", "dataset", "attributor")
+    for text in options or []:
+        if text.partition(".")[0] not in kinds:
+            raise certframe.UsageError(f"option {text!r}: only options of {', '.join(kinds)} can be given here")
+    return [text for text in options or [] if text.partition(".")[0] == kind]
+
+
+def _draw(out: Path, index: int, trial: Any, options: Any) -> None:
+    from certframe_boundary.pictures import before_and_after
+    file = re.sub(r"[^A-Za-z0-9._-]+", "-", trial.name)[:60].strip(".-") or "image"
+    caption = (f"{trial.target}: {trial.overlap:.0%} of the top {options.k:g} % stays, {trial.random:.0%} after a "
+               f"random change; {options.norm} norm {trial.distance:.3g}")
+    try:
+        before_and_after(out / f"{index:05d}-{file}.png", (trial.image, trial.moved), (trial.before, trial.after),
+                         options.k, caption)
+    except OSError as error:
+        raise certframe.CertframeError(f"cannot write into {out}: {error.strerror or error}") from error
+
+
+def _show(found: list[Any], k: float, out: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for index, head in enumerate(("image", "class", f"top {k:g} % kept", "random change", "distance")):
+        table.add_column(head, justify="left" if index < 2 else "right")
+    for trial in found:
+        table.add_row(trial.name, trial.target, f"{trial.overlap:.1%}", f"{trial.random:.1%}", f"{trial.distance:.4g}")
+    console = Console(highlight=False)
+    console.print(table)
+    for trial in found:
+        for note in trial.notes:
+            console.print(f"{trial.name}: {note}", style="yellow", markup=False)
+    console.print(f"\npictures and attack.json in {out}")
