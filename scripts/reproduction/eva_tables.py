@@ -30,6 +30,15 @@ from eva_methods import METRICS, OTHER_METRICS, Bench, Plugin, bench, methods, v
 from eva_nets import SETS, data_folder
 from eva_tightness import TIGHTNESS, measure_tightness, tightness_table
 from eva_train import weights_of
+from eva_why import (
+    WHY,
+    cells_table,
+    gradients_table,
+    measure_on_cells,
+    measure_relaxations,
+    relaxations_table,
+    weights_table,
+)
 from pages import publish, table
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reproduction" / "eva.md"
@@ -202,21 +211,29 @@ def parts_of(images: str) -> dict[str, Callable[[Bench], str]]:
         f"{images}-differences": lambda subject: differences(collect(subject, wanted), "EVA"),
         f"{images}-tightness": tightness_table,
         f"{images}-otherwise": otherwise,
+        f"{images}-cells": cells_table,
+        f"{images}-gradients": gradients_table,
         f"{images}-variants": lambda subject: variants_table(
             collect(subject, {"EVA": wanted["EVA"]} | variants(images)), images),
     }
 
 
+def say(line: str) -> None:
+    """Tell how far it is."""
+    print(line, flush=True)
+
+
 def compute(subject: Bench, only: Sequence[str] | None) -> None:
     """Explain and measure what is missing: all methods, or the ones with these labels."""
-    def say(line: str) -> None:
-        print(line, flush=True)
-
     for label, plugin in (methods(subject.images) | variants(subject.images)).items():
         if only is None or label in only:
             subject.run(label, plugin, METRICS | (OTHER_METRICS if label in OTHERWISE else {}), say)
     if only is None or TIGHTNESS in only:
         measure_tightness(subject, say)
+    if only is None or WHY in only:
+        measure_on_cells(subject, say)
+        if subject.images == "mnist":
+            measure_relaxations(subject, say)
 
 
 def main() -> None:
@@ -229,12 +246,12 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=10, metavar="N", help="test images for each network (10)")
     parser.add_argument("--set", nargs="+", choices=SETS, default=list(SETS), help="which networks (both)")
     parser.add_argument("--only", nargs="+", metavar="METHOD", help=f"compute only these, as named in the tables, or "
-                        f"'{TIGHTNESS}'")
+                        f"'{TIGHTNESS}', or '{WHY}'")
     parser.add_argument("--tables", action="store_true", help="only make the tables, from what is stored")
     parser.add_argument("--docs", action="store_true", help="write tables and figure into the documentation")
     given = parser.parse_args()
     folder = data_folder(parser, given.data)
-    known = {label: None for images in given.set for label in (*methods(images), *variants(images), TIGHTNESS)}
+    known = {label: None for images in given.set for label in (*methods(images), *variants(images), TIGHTNESS, WHY)}
     if unknown := set(given.only or ()) - set(known):
         parser.error(f"no method {', '.join(sorted(unknown))}: choose from {', '.join(known)}")
     torch.set_num_threads(1)
@@ -249,6 +266,9 @@ def main() -> None:
         found[images] = collect(subject, methods(images))
         parts |= {name: make(subject) for name, make in parts_of(images).items()}
         if images == "mnist":
+            trains = not given.tables and (given.only is None or WHY in given.only)
+            parts["mnist-relaxations"] = relaxations_table(subject)
+            parts["mnist-weights"] = weights_table(subject, folder, say if trains else None)
             draw(subject, (PAGE.parent if given.docs else given.out) / "eva-targeted.png")
     publish(PAGE, {"size": size(found, accuracies), **parts}, docs=given.docs)
 

@@ -47,8 +47,9 @@ def _best(works: dict[str, Callable[[], Any]], repetitions: int) -> dict[str, fl
 def bench_eva(benchmark, network, method, precision):
     """All cells against the ball alone."""
     pytest.importorskip("certframe_eva", reason="certframe-eva is not installed")
+    from certframe_eva.grid import cells
     from certframe_eva.network import Network
-    from certframe_eva.overlap import cells, overlap
+    from certframe_eva.overlap import overlap
     from certframe_eva.regions import Region
     torch.set_num_threads(1)
     torch.manual_seed(0)

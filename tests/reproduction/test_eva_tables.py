@@ -12,9 +12,12 @@ from eva_methods import METRICS, Bench, Lines, Plugin, Subject, explain, methods
 from eva_nets import SETS, SIZES, cifar10_network, folded, images, mnist_network, model_of
 from eva_tables import COLUMNS, Results, collect, main_table, number, ordinal, parts_of, reading, with_error
 from eva_train import RECIPES, Recipe, augmented, cut_out, shifted, train
+from eva_why import cells_table, gradients_table, pooled, relaxations_table, weights_table
 from pages import fill
 from safetensors.torch import save_file
 from torch import nn
+
+import certframe
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reproduction" / "eva.md"
 
@@ -179,3 +182,25 @@ def test_subjects_are_right_and_in_a_fixed_order(tmp_path: Path) -> None:
     assert all(isinstance(s, Subject) for s in one.subjects)
     with torch.no_grad():
         assert all(int(one.model.module(s.image[None]).argmax()) == s.target for s in one.subjects)
+
+
+def test_maps_are_averaged_over_cells(tmp_path: Path) -> None:
+    fine = torch.arange(28.0 * 28).view(28, 28)
+    found = pooled(fine, (28, 28))
+    assert float(found[0, 0]) == pytest.approx(float(fine[:3, :3].mean()))
+    assert float(found[11, 11]) == pytest.approx(float(fine[26:, 26:].mean()))
+    coarse = torch.rand(12, 12)
+    assert torch.equal(pooled(coarse, (28, 28)), coarse)
+    subject = bench(tmp_path)
+    assert cells_table(subject) == gradients_table(subject) == relaxations_table(subject) == "Not measured yet."
+    assert weights_table(subject, tmp_path, None) == "Not measured yet."
+
+
+def test_on_a_linear_network_eva_ranks_as_the_gradient_does(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    model = certframe.TorchModel(nn.Sequential(nn.Flatten(), nn.Linear(784, 10)), (1, 28, 28))
+    subject = dataclasses.replace(bench(tmp_path), model=model)
+    plugin = methods("mnist")["EVA"]
+    for one in subject.subjects:
+        subject.maps("EVA", plugin).add(one.index, explain(model, one, plugin))
+    assert "| EVA of the linearised network | 1.000 ± 0.000 |" in gradients_table(subject)

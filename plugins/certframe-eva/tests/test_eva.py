@@ -9,8 +9,9 @@ import pytest
 import torch
 from certframe_eva.attributors import Eva, EvaHybrid, EvaTargeted
 from certframe_eva.bounds import logit_bounds
+from certframe_eva.grid import cells
 from certframe_eva.network import Network
-from certframe_eva.overlap import cells, overlap
+from certframe_eva.overlap import overlap
 from certframe_eva.regions import Region
 from torch import Tensor, nn
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 from certframe_eva.bounds import upper_bounds
+from certframe_eva.grid import cells
 from certframe_eva.network import Network
-from certframe_eva.overlap import cells
 from certframe_eva.regions import Region
 from safetensors.torch import load_file
 from torch import Tensor, nn

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import certframe
 from certframe_eva.attack import AttackOptions, nearest, reach
+from certframe_eva.grid import cell_numbers
 
 RIDGE = 1e-3
 """The ridge, as a share of the mean variance of a column: decides where subsets are too few for the variables."""
@@ -101,8 +102,8 @@ def cells_of(sides: tuple[int, ...], grid: int | None, device: torch.device) -> 
     if grid is not None and grid > min(sides):
         raise certframe.UsageError(f"grid={grid}: an image of {sides[0]}×{sides[1]} pixels has no room for so many "
                                    "cells: take fewer")
-    rows, columns = (torch.arange(side, device=device) * (grid or side) // side for side in sides)
-    return rows[:, None] * (grid or sides[1]) + columns
+    height, width = sides
+    return cell_numbers(grid or max(sides), height, width, device)
 
 
 def subset_values(module: nn.Module, image: Tensor, target: Tensor, subsets: Tensor, cells: Tensor,

@@ -15,23 +15,6 @@ from certframe_eva.regions import Region
 Margin = Literal["separate", "joint"]
 
 
-def grid_size(grid: int, height: int, width: int) -> tuple[int, int]:
-    """Rows and columns of cells: a cell has at least one pixel."""
-    return min(grid, height), min(grid, width)
-
-
-def cells(grid: int, height: int, width: int, device: torch.device | str = "cpu") -> Tensor:
-    """(1 + cells, H, W) bool: first nothing, then the pixels of each cell, row by row.
-
-    Pixel y is in row ⌊y·g/H⌋: the sides of cells differ by a pixel at most.
-    """
-    rows, columns = grid_size(grid, height, width)
-    down = torch.arange(height, device=device) * rows // height
-    across = torch.arange(width, device=device) * columns // width
-    number = down[:, None] * columns + across[None, :]
-    return number == torch.arange(-1, rows * columns, device=device)[:, None, None]
-
-
 def overlap(network: Network, region: Region, targets: Tensor, method: str = "ibp+forward+backward", *,
             margin: Margin = "separate", towards: Tensor | None = None, relaxation: Relaxation = "shared",
             chunk: int = 256, steps: int = 0) -> Tensor:
