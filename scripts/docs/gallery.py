@@ -68,6 +68,7 @@ def _on_digits(**options: Any) -> Way:
 WAYS = {
     "integrated-gradients": Way({"steps": 4}), "smoothgrad": Way({"samples": 4}), "vargrad": Way({"samples": 4}),
     "occlusion": Way({"patch": 56, "stride": 56}), "score-cam": Way({"channels": 16}), "rise": Way({"masks": 25}),
+    "shapley-sampling": Way({"grid": 4, "orders": 2}),
     "eva": _on_digits(eps=0.1, grid=4, method="ibp+backward"),
     "eva-targeted": _on_digits(eps=0.1, grid=4, method="ibp+backward"),
     "eva-hybrid": _on_digits(eps=0.1, grid=4), "greedy-as": _on_digits(grid=4, samples=30),

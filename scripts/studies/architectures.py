@@ -34,9 +34,12 @@ from certframe.testing import fixtures
 MODELS = ("timm:resnet18", "timm:wide_resnet50_2", "timm:resnet152", "timm:vgg11", "timm:vgg11_bn",
           "timm:vit_base_patch16_224", "lite0")
 LAYERS = ("input", "final")
-FEW = {"samples": 2, "masks": 8, "steps": 3, "channels": 4}
+FEW = {"samples": 2, "masks": 8, "steps": 3, "channels": 4, "orders": 1}
 PATCH = {"patch": 64, "stride": 64}
 """Values of options that make a method cheap, for whichever has them; the patches are for the input only."""
+ELSEWHERE = ("certframe-eva", "certframe-boundary")
+"""Distributions whose methods have pages of their own: a map takes hundreds of passes, or verified bounds of
+a small network."""
 PAGE = Path(__file__).parents[2] / "docs" / "studies" / "architectures.md"
 
 
@@ -65,7 +68,8 @@ def main() -> int:
 
 def column(name: str, found: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """All methods on one model, after each that was not there or was refused."""
-    entries = default_registry().entries("attributor")
+    entries = [entry for entry in default_registry().entries("attributor")
+               if entry.distribution not in ELSEWHERE]
     left = {(layer, entry.name) for layer in LAYERS for entry in entries
             if "refused" in found.get(layer, {}).get("cells", {}).get(entry.name, {"refused": "not tried"})}
     if not left:
