@@ -16,6 +16,7 @@ from certframe.hookspecs import Register, hookimpl
 
 if TYPE_CHECKING:
     from certframe.config import build
+    from certframe.files import write_atomic
     from certframe.interactive import CertifiedExplanation, certify, plan, run
     from certframe.noise import CopyRng
     from certframe.planning import Plan
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "certframe.config": ("build",),
+    "certframe.files": ("write_atomic",),
     "certframe.interactive": ("certify", "plan", "run", "CertifiedExplanation"),
     "certframe.noise": ("CopyRng",),
     "certframe.planning": ("Plan",),
@@ -100,6 +102,7 @@ __all__ = [
     "run",
     "split_module",
     "suggest",
+    "write_atomic",
 ]
 
 

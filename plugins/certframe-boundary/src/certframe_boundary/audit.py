@@ -204,11 +204,11 @@ class Auditor:
         """Do what is not done yet; None when the listener stopped it. What is finished is kept in the folder."""
         todo = [(job, distance, kind) for job in self.jobs for distance in job.distances(self.options.fraction)
                 for kind in self.attacks[job.cell]]
-        files = [folder / f"{job.image}--{job.cell}--{distance:.6g}-{kind}-{self.digest}.json"
-                 for job, distance, kind in todo]
-        listener.begin(len(todo), sum(file.exists() for file in files))
+        places = [folder / f"{job.image}--{job.cell}--{distance:.6g}-{kind}-{self.digest}.json"
+                  for job, distance, kind in todo]
+        listener.begin(len(todo), sum(file.exists() for file in places))
         parts: list[Part] = []
-        for (job, distance, kind), file in zip(todo, files, strict=True):
+        for (job, distance, kind), file in zip(todo, places, strict=True):
             if file.exists():
                 parts += [Part(**row) for row in json.loads(file.read_text(encoding="utf-8"))]
                 continue
@@ -285,8 +285,7 @@ class Auditor:
 
 
 def _store(file: Path, parts: Sequence[Part]) -> None:
-    from certframe_boundary.commands.common import write_text
-    write_text(file, json.dumps([asdict(part) for part in parts]))
+    certframe.write_atomic(file, json.dumps([asdict(part) for part in parts]).encode())
 
 
 def section(audit: Audit, options: AuditOptions) -> certframe.Section:
@@ -319,7 +318,7 @@ def section(audit: Audit, options: AuditOptions) -> certframe.Section:
         "Claims that differ in the fresh copies, and are not violated significantly, are near a tie.",
         "Attacks: " + "; ".join(f"{name} – {ATTACKS[name]}" for name in dict.fromkeys(p.attack for p in audit.parts))
         + "." if audit.parts else "There was nothing to attack.",
-        *audit.notes,
+        *(f"{note[:1].upper()}{note[1:]}." for note in audit.notes),
         *(f"Not audited ({count} of the certificates): {reason}." for reason, count in reasons.items()),
         *dict.fromkeys(f"{p.name}: {p.note}." for p in audit.parts if p.note.startswith("no start"))]
     verdict = (f"{audit.violated:,} of {audit.tested:,} claims are violated significantly" if audit.violated else

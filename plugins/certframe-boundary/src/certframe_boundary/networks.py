@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,21 +42,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) 
     """Write a safetensors file with JSON in its header; it is complete or absent."""
     content = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()},
                    metadata={HEADER: json.dumps(dict(header), sort_keys=True)})
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            os.replace(temporary, path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise certframe.CertframeError(f"cannot write {path}: {error.strerror or error}") from error
+    certframe.write_atomic(path, content)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -19,7 +19,7 @@ from certframe_boundary.commands.common import (
     device_of,
     options_of,
     progress,
-    write_text,
+    write_json,
 )
 
 _WHAT, _HOW = "What is attacked", "The attack"
@@ -118,7 +118,7 @@ def attack(
               "options": options.model_dump(mode="json"), "sigma": sigma, "copies": copies, "measured": measured,
               "beta": beta, "images": [trial.as_dict() for trial in found],
               "failures": [{"name": name, "reason": reason} for name, reason in failed]}
-    write_text(out / "attack.json", as_text(result))
+    write_json(out / "attack.json", result)
     typer.echo(as_text(result), nl=False) if as_json else _show(found, options.k, out)
     for name, reason in failed:
         typer.secho(f"{name}: {reason}", err=True, fg="red")

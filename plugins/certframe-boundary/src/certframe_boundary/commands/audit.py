@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import certframe
-from certframe_boundary.commands.common import Json, Quiet, Stop, as_text, options_of, progress, write_text
+from certframe_boundary.commands.common import Json, Quiet, Stop, as_text, options_of, progress, write_json
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -63,7 +63,7 @@ def audit(
         typer.echo(f"stopped; the same command resumes it ({run})", err=True)
         raise typer.Exit(130)
     result = as_dict(found, options, run)
-    write_text(run / "audit" / "audit.json", as_text(result))
+    write_json(run / "audit" / "audit.json", result)
     shown = section(found, options)
     stored.save_section("audit", shown)
     if as_json:

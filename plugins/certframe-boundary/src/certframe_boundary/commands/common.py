@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +14,8 @@ import typer
 import certframe
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.progress import Progress
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
@@ -55,21 +54,9 @@ def progress(*, quiet: bool) -> Progress:
                     disable=quiet)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file under a temporary name and rename it; it is complete or absent.
-
-    Raises:
-        CertframeError: the place cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        os.replace(temporary, path)
-    except OSError as error:
-        raise certframe.CertframeError(f"cannot write {path}: {error.strerror or error}") from error
+def write_json(path: Path, value: Any) -> None:
+    """Write a file of JSON; it is complete or absent."""
+    certframe.write_atomic(path, as_text(value).encode())
 
 
 def as_text(value: Any) -> str:

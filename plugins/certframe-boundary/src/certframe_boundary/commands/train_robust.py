@@ -17,7 +17,7 @@ from certframe_boundary.commands.common import (
     as_text,
     options_of,
     progress,
-    write_text,
+    write_json,
 )
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def train_robust(
         "k": effort.k, "rho": rho, "attacked": found.images, "without_start": found.unmoved,
         "test_images": len(test.x), "train_images": len(train.x), "options": options.model_dump(mode="json"),
         "history": training.history}
-    write_text(out / "scores.json", as_text(result))
+    write_json(out / "scores.json", result)
     if as_json:
         typer.echo(as_text(result), nl=False)
         return
