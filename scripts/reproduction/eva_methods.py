@@ -64,6 +64,8 @@ def variants(images: str) -> dict[str, Plugin]:
                                         "EVA, ibp": {"method": "ibp"}, "EVA, 7×7": {"grid": 7}}
     if images == "mnist":
         every |= {"EVA, ε = 0.1": {"eps": 0.1}, "EVA, pixels": {"grid": 28}}
+    else:
+        every |= {"EVA, backward": {"method": "backward"}, "EVA, backward, ε = 0.1": {"method": "backward", "eps": 0.1}}
     return {label: eva(images, **options) for label, options in every.items()}
 
 
