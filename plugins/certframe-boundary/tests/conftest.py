@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from hypothesis import settings
 
 HERE = Path(__file__).parent
 
+sys.path.insert(0, str(HERE))  # small_networks
 torch.set_num_threads(1)
 settings.register_profile("certframe-boundary", deadline=None, derandomize=True, database=None)
 settings.load_profile("certframe-boundary")

@@ -10,6 +10,23 @@ def certframe_attributors(register: Register) -> None:
     """The attribution methods."""
     register("bsm", "certframe_boundary.attributors:Bsm",
              summary="gradient of the class at the nearest point of the decision boundary")
+    register("big", "certframe_boundary.attributors:Big",
+             summary="integrated gradients from the nearest point of the decision boundary")
+    register("boundary-deeplift", "certframe_boundary.attributors:BoundaryDeepLift",
+             summary="DeepLIFT against the nearest point of the decision boundary")
+    register("agi", "certframe_boundary.agi:Agi",
+             summary="what the class's score loses on adversarial ways to other classes")
+    register("bsg", "certframe_boundary.bsg:Bsg",
+             summary="mean gradient over noise, at an adversarial example of the smoothed model")
+
+
+@hookimpl
+def certframe_metrics(register: Register) -> None:
+    """The metrics."""
+    register("boundary", "certframe_boundary.metrics:Boundary",
+             summary="distance to the nearest boundary point found, and whether one was found")
+    register("alignment", "certframe_boundary.metrics:Alignment",
+             summary="how far saliency and integrated gradients are from those of the boundary")
 
 
 @hookimpl

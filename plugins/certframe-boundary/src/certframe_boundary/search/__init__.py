@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+from typing import Any, Literal
+
 import torch
 from pydantic import Field
 from torch import Tensor
@@ -10,6 +13,7 @@ import certframe
 from certframe_boundary.search.balls import Norm, column
 from certframe_boundary.search.closest import Adversarial, Closest, Function
 from certframe_boundary.search.minimum_norm import minimum_norm
+from certframe_boundary.search.published import published
 
 __all__ = ["Adversarial", "SearchOptions", "nearest"]
 
@@ -17,10 +21,17 @@ __all__ = ["Adversarial", "SearchOptions", "nearest"]
 class SearchOptions(certframe.Options):
     """How the nearest point of another class is looked for."""
 
+    search: Literal["minimum-norm", "published"] = Field(
+        "minimum-norm", description="'minimum-norm': one walk along the boundary; 'published': projected gradients at "
+                                    "several budgets, Carlini and Wagner, AutoPGD, of which the closest counts; "
+                                    "farther and many times slower.")
     norm: Norm = Field("l2", description="What 'nearest' means: 'l2' or 'linf', in pixel units.")
-    steps: int = Field(40, ge=1, description="Steps of the search; each costs a forward and a backward pass.")
+    steps: int = Field(20, ge=1, description="Steps of the walk, or of projected gradients at each budget; each costs "
+                                             "a forward and a backward pass.")
     halvings: int = Field(8, ge=0, description="Halvings of the way from the image to the point found, which end at "
                                                "the boundary; a forward pass each.")
+    rivals: int = Field(5, ge=1, description="Of how many classes the walk chooses the one that looks nearest; a "
+                                             "backward pass each.")
     bounds: tuple[float, float] = Field((0.0, 1.0), description="Least and largest value of a pixel. A pixel that is "
                                                                 "outside already, as in noisy copies, goes no farther.")
     chunk: int = Field(32, ge=1, description="Largest number of images in one pass; changes no result.")
@@ -28,6 +39,8 @@ class SearchOptions(certframe.Options):
 
 def nearest(function: Function, images: Tensor, labels: Tensor, options: SearchOptions) -> Adversarial:
     """The nearest points of another class that the search finds, pulled back to the boundary.
+
+    Computed in float32 (or the images' own type), also under autocast.
 
     Args:
         function: pixels → logits, a model's `module`.
@@ -38,16 +51,20 @@ def nearest(function: Function, images: Tensor, labels: Tensor, options: SearchO
     Raises:
         UsageError: the model has one class only, or its logits no gradient.
     """
-    parts = [_nearest(function, x, c, options)
-             for x, c in zip(torch.split(images, options.chunk), torch.split(labels, options.chunk), strict=True)]
+    with full_precision(images.device):
+        parts = [_nearest(function, x, c, options) for x, c in zip(
+            torch.split(images.detach(), options.chunk), torch.split(labels, options.chunk), strict=True)]
     return Adversarial(*(torch.cat([getattr(part, name) for part in parts])
                          for name in ("images", "success", "distance", "classes")))
 
 
 def _nearest(function: Function, images: Tensor, labels: Tensor, o: SearchOptions) -> Adversarial:
     """`nearest` for the rows of one pass."""
-    found = minimum_norm(function, images, labels, norm=o.norm, steps=o.steps, bounds=o.bounds)
-    return pulled_back(function, images.detach(), labels, found, o.norm, o.halvings)
+    if o.search == "published":
+        found = published(function, images, labels, norm=o.norm, steps=o.steps, bounds=o.bounds)
+    else:
+        found = minimum_norm(function, images, labels, norm=o.norm, steps=o.steps, rivals=o.rivals, bounds=o.bounds)
+    return pulled_back(function, images, labels, found, o.norm, o.halvings)
 
 
 @torch.no_grad()
@@ -64,3 +81,10 @@ def pulled_back(function: Function, images: Tensor, labels: Tensor, found: Adver
         lost = best.note(z, function(z))
         near, far = torch.where(lost, near, middle), torch.where(lost, middle, far)
     return best.result(found.images, found.classes)
+
+
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """Autocast is for the model; margins and differences of logits in half precision would mean little."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()

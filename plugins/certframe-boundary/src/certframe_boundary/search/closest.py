@@ -71,8 +71,32 @@ def losses(logits: Tensor, labels: Tensor, loss: Loss) -> Tensor:
     return lead / (top[:, 0] - top[:, 2]).clamp(min=1e-12)
 
 
-def ascent(function: Function, z: Tensor, labels: Tensor, loss: Loss) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, losses and the gradient of the losses at z; all detached.
+def gradient_of(values: Tensor, z: Tensor, *, keep: bool = False) -> Tensor:
+    """The gradient of the values' sum with respect to the pixels z.
+
+    Raises:
+        UsageError: there is none.
+    """
+    gradient = None
+    if values.requires_grad:
+        gradient, = torch.autograd.grad(values.sum(), z, allow_unused=True, retain_graph=keep)
+    if gradient is None:
+        raise certframe.UsageError("the model's logits have no gradient with respect to the picture, so its decision "
+                                   "boundary cannot be looked for: they do not depend on it, or there is a no_grad, a "
+                                   "detach or a step function on the way")
+    return gradient
+
+
+def ascent(function: Function, z: Tensor, labels: Tensor, loss: Loss,
+           goals: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, losses (N,) and the gradient of the losses at z; all detached.
+
+    Args:
+        function: pixels → logits.
+        z: (N,C,H,W).
+        labels: (N,) int64.
+        loss: what is maximised.
+        goals: (N,) int64; a class c' takes f_{c'} − f_c in the place of the loss, −1 leaves it.
 
     Raises:
         UsageError: the logits have no gradient with respect to the pixels, or there is one class only.
@@ -82,13 +106,10 @@ def ascent(function: Function, z: Tensor, labels: Tensor, loss: Loss) -> tuple[T
         logits = function(z)
         refuse_one_class(logits)
         values = losses(logits, labels, loss)
-        gradient = None
-        if values.requires_grad:
-            gradient, = torch.autograd.grad(values.sum(), z, allow_unused=True)
-    if gradient is None:
-        raise certframe.UsageError("the model's logits have no gradient with respect to the picture, so its decision "
-                                   "boundary cannot be looked for: they do not depend on it, or there is a no_grad, a "
-                                   "detach or a step function on the way")
+        if goals is not None:
+            lead = logits.gather(1, goals.clamp(min=0)[:, None])[:, 0] - logits.gather(1, labels[:, None])[:, 0]
+            values = torch.where(goals < 0, values, lead)
+        gradient = gradient_of(values, z)
     return logits.detach(), values.detach(), gradient
 
 
