@@ -220,7 +220,7 @@ def test_methods_share_a_search(digits: tuple[certframe.Model, Tensor, Tensor]) 
     counted = Counted(nn.Sequential(nn.Flatten(), nn.Linear(64, 16), nn.ReLU(), nn.Linear(16, 10)))
     model = model_of(counted, (1, 8, 8))
     network = model.module
-    passes = [m for m in network.modules() if isinstance(m, Counted)][0]
+    passes = next(m for m in network.modules() if isinstance(m, Counted))
     targets = network(images).argmax(1)
     maps(Big(Big.Options(points=2)), model, images, targets)
     before = passes.passes
