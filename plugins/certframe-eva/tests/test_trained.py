@@ -12,6 +12,7 @@ import torch
 from certframe_eva.bounds import upper_bounds
 from certframe_eva.grid import cells
 from certframe_eva.network import Network
+from certframe_eva.overlap import overlap
 from certframe_eva.regions import Region
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -73,10 +74,18 @@ def small_convolutional() -> nn.Module:
                          nn.Linear(2048, 100), nn.ReLU(), nn.Linear(100, 10))
 
 
+def robust_convolutional() -> nn.Module:
+    """mnist_a_adv and kw_mnist."""
+    return nn.Sequential(nn.Conv2d(1, 16, 4, 2, 1), nn.ReLU(), nn.Conv2d(16, 32, 4, 2, 1), nn.ReLU(), nn.Flatten(),
+                         nn.Linear(1568, 100), nn.ReLU(), nn.Linear(100, 10))
+
+
 CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 CASES = {
     "mnist_fc_3layer": (Dense, {}, [("ibp+forward+backward", 2, 0.5), ("backward", math.inf, 0.02), ("ibp", 1, 1.0)]),
+    "mnist_a_adv": (robust_convolutional, {}, [("forward", 2, 0.3), ("backward", math.inf, 0.1)]),
+    "kw_mnist": (robust_convolutional, {}, [("ibp+forward", 2, 0.2)]),
     "cifar_cnn_a_mix": (small_convolutional, CIFAR, [("ibp+backward", 2, 0.3), ("backward", math.inf, 0.005)]),
     "resnet20_cifar10": (ResNet20, IMAGENET, [("ibp", 2, 0.01)]),
 }
@@ -133,5 +142,7 @@ def test_attacks_stay_within_the_bounds(data_dir: Path, name: str) -> None:
         found = upper_bounds(graph, region, rows, method)
         attacked = highest(model.module, region, masks, rows)
         assert bool((attacked <= found + 1e-9).all()), (method, p)
+        separate, joint = (overlap(graph, region, labels, method, margin=margin) for margin in ("separate", "joint"))
+        assert bool((joint <= separate).all())
         clean = torch.einsum("mrc,mc->mr", rows, model.module(x))[:, None]
         assert bool((found - clean > attacked - clean).all())
