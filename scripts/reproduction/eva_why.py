@@ -95,7 +95,7 @@ def gradients_table(subject: Bench) -> str:
     if not chosen:
         return NOTHING
     names = ("EVA of the linearised network", "Σ (∂f_c)² in the cell", "Σ (∂(f_c' − f_c))² in the cell",
-             "Σ |∂f_c| in the cell")
+             "Σ abs ∂f_c in the cell")
     values: dict[str, list[float]] = {name: [] for name in names}
     for one in chosen:
         inside = cells(GRID, *one.image.shape[1:])[1:].double()
