@@ -14,7 +14,7 @@ from certframe_boundary.search.auto_pgd import auto_pgd, checkpoints
 from certframe_boundary.search.carlini_wagner import carlini_wagner
 from certframe_boundary.search.closest import Adversarial, Loss
 from certframe_boundary.search.pgd import pgd
-from certframe_boundary.search.published import published, stages
+from certframe_boundary.search.published import published_search, stages
 from torch import Tensor, nn
 
 import certframe
@@ -115,7 +115,7 @@ def test_the_published_search_takes_the_closest_of_its_stages(problem: Any, monk
     kept: list[tuple[str, Adversarial]] = list(stages(function, images, labels, steps=10, budgets=(0.5, 1.0)))
     assert [name for name, _ in kept] == ["PGD 0.5", "PGD 1", "C&W", "AutoPGD ce", "AutoPGD dlr"]
     every = torch.stack([found.distance.masked_fill(~found.success, float("inf")) for _, found in kept])
-    best = published(function, images, labels, steps=10, budgets=(0.5, 1.0))
+    best = published_search(function, images, labels, steps=10, budgets=(0.5, 1.0))
     assert best.success.all()
     torch.testing.assert_close(best.distance, every.amin(0), rtol=1e-4, atol=0)
     walk = nearest(function, images, labels, SearchOptions(steps=20))
@@ -127,7 +127,7 @@ def test_when_no_stage_succeeds_the_last_of_pgd_is_given() -> None:
     function[1].weight.data = torch.tensor([[1.0] * 4, [0.9] * 4])
     function[1].bias.data = torch.tensor([10.0, 0.0])
     images, labels = torch.full((2, 1, 2, 2), 0.5), torch.zeros(2, dtype=torch.int64)
-    found = published(function, images, labels, steps=5, budgets=(0.1, 0.2), norm="linf")
+    found = published_search(function, images, labels, steps=5, budgets=(0.1, 0.2), norm="linf")
     last = pgd(function, images, labels, 0.2, norm="linf", steps=5, seed=0)
     assert not found.success.any()
     assert torch.equal(found.images, last.images)

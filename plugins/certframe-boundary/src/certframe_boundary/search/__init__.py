@@ -13,7 +13,7 @@ import certframe
 from certframe_boundary.search.balls import Norm, column
 from certframe_boundary.search.closest import Adversarial, Closest, Function
 from certframe_boundary.search.minimum_norm import minimum_norm
-from certframe_boundary.search.published import published
+from certframe_boundary.search.published import published_search
 
 __all__ = ["Adversarial", "SearchOptions", "nearest"]
 
@@ -61,7 +61,7 @@ def nearest(function: Function, images: Tensor, labels: Tensor, options: SearchO
 def _nearest(function: Function, images: Tensor, labels: Tensor, o: SearchOptions) -> Adversarial:
     """`nearest` for the rows of one pass."""
     if o.search == "published":
-        found = published(function, images, labels, norm=o.norm, steps=o.steps, bounds=o.bounds)
+        found = published_search(function, images, labels, norm=o.norm, steps=o.steps, bounds=o.bounds)
     else:
         found = minimum_norm(function, images, labels, norm=o.norm, steps=o.steps, rivals=o.rivals, bounds=o.bounds)
     return pulled_back(function, images, labels, found, o.norm, o.halvings)

@@ -55,9 +55,9 @@ def stages(function: Function, images: Tensor, labels: Tensor, *, norm: Norm = "
         yield f"AutoPGD {loss}", found
 
 
-def published(function: Function, images: Tensor, labels: Tensor, *, norm: Norm = "l2", steps: int = 40,
-              budgets: Sequence[float] = (), bounds: tuple[float, float] = (0.0, 1.0),
-              seed: int | None = 0) -> Adversarial:
+def published_search(function: Function, images: Tensor, labels: Tensor, *, norm: Norm = "l2", steps: int = 40,
+                     budgets: Sequence[float] = (), bounds: tuple[float, float] = (0.0, 1.0),
+                     seed: int | None = 0) -> Adversarial:
     """The closest that any of the `stages` finds; where none does, the last image of PGD at the largest budget."""
     images = images.detach()
     best, last = Closest(images, labels, norm), None
