@@ -71,6 +71,7 @@ WAYS = {
     "shapley-sampling": Way({"grid": 4, "orders": 2}),
     "eva": _on_digits(eps=0.1, grid=4, method="ibp+backward"),
     "eva-targeted": _on_digits(eps=0.1, grid=4, method="ibp+backward"),
+    **{name: _on_digits() for name in ("bsm", "big", "boundary-deeplift", "agi", "bsg")},
     "eva-hybrid": _on_digits(eps=0.1, grid=4), "greedy-as": _on_digits(grid=4, samples=30),
 }
 
