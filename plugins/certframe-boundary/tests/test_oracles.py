@@ -116,10 +116,12 @@ def test_the_published_search_takes_the_closest_of_its_stages(problem: Any, monk
     assert [name for name, _ in kept] == ["PGD 0.5", "PGD 1", "C&W", "AutoPGD ce", "AutoPGD dlr"]
     every = torch.stack([found.distance.masked_fill(~found.success, float("inf")) for _, found in kept])
     best = published_search(function, images, labels, steps=10, budgets=(0.5, 1.0))
-    assert best.success.all()
-    torch.testing.assert_close(best.distance, every.amin(0), rtol=1e-4, atol=0)
+    there = every.amin(0).isfinite()
+    assert torch.equal(best.success, there)
+    assert there.sum() >= 3
+    torch.testing.assert_close(best.distance[there], every.amin(0)[there], rtol=1e-4, atol=0)
     walk = nearest(function, images, labels, SearchOptions(steps=20))
-    assert (walk.distance <= 1.05 * best.distance).all()
+    assert (walk.distance <= 1.05 * best.distance)[there].all()
 
 
 def test_when_no_stage_succeeds_the_last_of_pgd_is_given() -> None:
