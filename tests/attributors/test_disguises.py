@@ -19,7 +19,6 @@ ENTRIES = default_registry().entries("attributor")
 MODIFYING = ("guided-backprop", "deeplift", "lrp")
 """Methods that put something else in the place of an activation function's derivative."""
 X = torch.randn(3, *SIZE, generator=torch.Generator().manual_seed(5)) * 0.3 + 0.5
-TARGETS = torch.tensor([0, 3, 1])
 
 
 def explain(entry: Entry, network: nn.Module) -> Tensor:
@@ -27,7 +26,9 @@ def explain(entry: Entry, network: nn.Module) -> Tensor:
     cls = entry.load()
     example = getattr(cls, "conformance_options", lambda _directory: {"masks": 20} if entry.name == "rise" else {})
     rng = CopyRng(0, "0" * 64, "test", range(3), "cpu")
-    return cls(cls.Options.model_validate(example(Path()))).attribute(model, X, TARGETS, rng=rng).maps
+    with torch.no_grad():
+        targets = model.module(X).argmax(1)  # a class that is not the predicted one has no boundary around the image
+    return cls(cls.Options.model_validate(example(Path()))).attribute(model, X, targets, rng=rng).maps
 
 
 @functools.cache
