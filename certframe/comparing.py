@@ -29,7 +29,7 @@ FAMILIES = {
     "backpropagation": ("gradient", "input-x-gradient", "integrated-gradients", "guided-backprop", "smoothgrad",
                         "vargrad", "lrp", "deeplift", "boundary-deeplift", "bsm", "big", "agi", "bsg"),
     "activation": ("cam", "grad-cam", "grad-cam++", "layer-cam", "ablation-cam", "score-cam"),
-    "perturbation": ("occlusion", "rise", "eva", "eva-targeted", "greedy-as", "lime", "kernel-shap"),
+    "perturbation": ("occlusion", "rise", "shapley-sampling", "eva", "eva-targeted", "eva-hybrid", "greedy-as"),
 }
 """Families of methods as Anani et al. (2025) have them; a method in none of them is in "other"."""
 RESAMPLES = 2000
