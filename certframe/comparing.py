@@ -125,7 +125,10 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
 def values_of(runs: Sequence[Run]) -> list[Value]:
     """All numbers of the runs' ledgers."""
     names = _names([run.path for run in runs])
-    return [value for run, name in zip(runs, names, strict=True) for value in _of_run(run, name)]
+    # Among all runs: one may be there to see what an option of the same method does.
+    all_methods = list({c.fingerprint: c for run in runs for c in run.config.attributor}.values())
+    methods = {c.fingerprint: name for c, name in zip(all_methods, distinct(all_methods), strict=True)}
+    return [value for run, name in zip(runs, names, strict=True) for value in _of_run(run, name, methods)]
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -138,10 +141,9 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return ["/".join(p) for p in parts]
 
 
-def _of_run(run: Run, name: str) -> list[Value]:
+def _of_run(run: Run, name: str, methods: Mapping[str, str]) -> list[Value]:
     table, config = run.table(), run.config
     cells = {spec.key: spec for spec in cells_of(config)}
-    methods = distinct(config.attributor)
     certifiers = {component_key(c): text for c, text in zip(config.certifier, distinct(config.certifier), strict=True)}
     groups: dict[tuple[str, str], Group] = {}
     found = []
@@ -153,7 +155,7 @@ def _of_run(run: Run, name: str) -> list[Value]:
             certificate = run.certificate(row["image"], row["cell"], row["certifier"])
             groups[key] = Group(
                 run=name, data=_data_name(config.dataset), model=_model_name(config.model),
-                method=_without_layer(methods[spec.attributor]), family=family(method.name),
+                method=_without_layer(methods[method.fingerprint]), family=family(method.name),
                 layer=str(method.options.get("layer", "input")), sigma=spec.sigma,
                 certifier=certifiers.get(row["certifier"], row["certifier"].rpartition("-")[0]),
                 radius=float(certificate.radius))

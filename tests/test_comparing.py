@@ -121,6 +121,14 @@ def test_values_of_real_runs(tmp_path: Path, go: Callable[..., Run]) -> None:
     assert len(comparing.paired(read, "certified")) == 2 * 2 * len({v.level for v in read if v.metric == "certified"})
 
 
+def test_a_method_with_other_options_in_another_run_is_told_apart(tmp_path: Path, go: Callable[..., Run]) -> None:
+    runs = [go(tmp_path / f"{offset}", attributor=["toy-random", {"name": "toy-weighted", "offset": offset}])
+            for offset in (0, 3)]
+    groups = {v.group for v in comparing.values_of(runs)}
+    assert {(g.run, g.method) for g in groups} == {
+        ("0", "toy-random"), ("3", "toy-random"), ("0", "toy-weighted (offset=0)"), ("3", "toy-weighted (offset=3)")}
+
+
 def test_tables_are_written_as_csv_and_parquet(tmp_path: Path) -> None:
     everything = values(GROUP, [0.1, 0.5], "certified", 25.0) + values(replace(GROUP, method="b"), [0.1, 0.7],
                                                                       "certified", 25.0)
