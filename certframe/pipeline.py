@@ -17,7 +17,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from certframe.config import RunConfig
 from certframe.device import resolve_device
@@ -25,6 +25,7 @@ from certframe.errors import CertframeError, UsageError, one_line
 from certframe.noise import STREAM
 from certframe.planning import require_fit, require_samples
 from certframe.protocols import Certifier, Dataset, Executor
+from certframe.proving import prove
 from certframe.registry import Registry
 from certframe.store import Run, explanation_of, image_key
 from certframe.tally import Interval, Tally
@@ -40,9 +41,6 @@ from certframe.worker import (
     cells_of,
     component_key,
 )
-
-if TYPE_CHECKING:
-    from certframe.protocols import Certificate
 
 CHECKPOINT_SECONDS = 15.0
 """Counts of images under way are written at least this often."""
@@ -446,7 +444,7 @@ class Pipeline:
         assert job.prepared is not None
         assert cell.tally is not None
         for certifier, component in zip(self.certifiers, self.config.certifier, strict=True):
-            certificate: Certificate = certifier.certify(cell.tally)
+            certificate = prove(certifier, cell.tally)
             explanation = explanation_of(job.prepared, cell.spec.attributor, cell.tally, certificate)
             measured: Measured = executor.submit(Measure(explanation, self.keep_going)).result()
             name = self.config.attributor[cell.spec.attributor].name

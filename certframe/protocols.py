@@ -161,6 +161,10 @@ class Attributor(Protocol):
     # An attributor may also have ``passes``, the number of forward passes of the whole model that it makes for one
     # input, and ``map_size((C, H, W))``, the h and w of its maps; `certframe plan` then knows them. Either may be None
     # where it depends on the model.
+    # One that looks at the clean image first has ``anchored(model, image, target)``: for an image (C,H,W) and its class
+    # it returns the attributor that explains this image and all its noisy copies, with ``held``, a noun phrase for what
+    # it has learnt from the image and holds fixed; or None when its options ask for no such look. What is certified is
+    # then the map with that held fixed, and the certificate's statement says so.
 
     def attribute(self, model: Model, inputs: Tensor, targets: Tensor, *, rng: Rng) -> Attribution:
         """Explain the class ``targets[b]`` on ``inputs[b]``, (B,C,H,W) in pixel units, not clamped; targets (B,) int64.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from certframe.config import Component
 from certframe.errors import UsageError
 from certframe.protocols import Certifier
+from certframe.proving import prove
 from certframe.registry import Registry
 from certframe.store import Run, explanation_of
 from certframe.tally import Tally
@@ -35,7 +36,7 @@ def recertify(run: Run, component: Component, registry: Registry | None = None) 
             if not found:
                 _require_samples(certifier, component, tally)
             record, found = record or run.image(image), found + 1
-            explanation = explanation_of(record.prepared, cell.attributor, tally, certifier.certify(tally))
+            explanation = explanation_of(record.prepared, cell.attributor, tally, prove(certifier, tally))
             values = run.metrics(image, cell.key, key)
             for metric in metrics:
                 if metric.requires <= explanation.carries:

@@ -18,6 +18,7 @@ from certframe.config import component
 from certframe.errors import CertframeError
 from certframe.files import sha256
 from certframe.protocols import Certificate, Certifier
+from certframe.proving import prove
 from certframe.store import LEDGER, ImageRecord, certificate_bytes, explanation_of
 from certframe.tally import Tally
 from certframe.worker import component_key, cuts_of, guard
@@ -193,7 +194,7 @@ class _Recomputer:
             self.certificates.unchecked.append(certifier)
             return
         try:
-            fresh = certifier.certify(tally)
+            fresh = prove(certifier, tally)
         except CertframeError as error:
             self.certificates.findings.append(f"{name}: {error}")
             return

@@ -39,6 +39,7 @@ class Subject:
         image: (C,H,W) float32 in [0, 1] on the model's device.
         target: class index, with its name.
         key: content hash of the image.
+        anchor: (C,H,W), the image at which methods look first that do, where it is another than `image`.
     """
 
     name: str
@@ -46,11 +47,12 @@ class Subject:
     target: int
     target_name: str
     key: str
+    anchor: Tensor | None = None
 
     @classmethod
-    def of(cls, name: str, image: Tensor, target: int, target_name: str) -> Subject:
+    def of(cls, name: str, image: Tensor, target: int, target_name: str, anchor: Tensor | None = None) -> Subject:
         """Hash the image and bundle it with its target."""
-        return cls(name, image, target, target_name, image_hash(image))
+        return cls(name, image, target, target_name, image_hash(image), anchor)
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,8 @@ class Sampler:
         self._notify, self._shared = notify, SharedModel(model)
         self._fits: dict[str, int] = {}
         """How many copies a method takes at once, by its fingerprint, where that is less than a batch."""
+        self._anchored: tuple[Subject | None, list[tuple[Attributor, Attributor]]] = (None, [])
+        """Methods, and what they have made of themselves for the image."""
 
     def clean(self, subject: Subject, cell: Cell) -> Tensor:
         """(h,w) float32 on the CPU: the attribution of the clean image, at the resolution that is certified.
@@ -243,7 +247,19 @@ class Sampler:
                    copies: Sequence[int]) -> Attribution:
         rng = CopyRng(self.seed, subject.key, cell.fingerprint, copies, inputs.device)
         with torch.enable_grad(), autocast(inputs.device, self.precision):
-            return cell.attributor.attribute(self._shared, inputs, targets, rng=rng)
+            return self._method(subject, cell).attribute(self._shared, inputs, targets, rng=rng)
+
+    def _method(self, subject: Subject, cell: Cell) -> Attributor:
+        """The cell's attributor, or what it has made of itself after a look at the clean image."""
+        if self._anchored[0] is not subject:
+            self._anchored = (subject, [])
+        for method, found in self._anchored[1]:
+            if method is cell.attributor:
+                return found
+        image = subject.image if subject.anchor is None else subject.anchor
+        found = anchored(cell.attributor, self._shared, image, subject.target)
+        self._anchored[1].append((cell.attributor, found))
+        return found
 
     def _resize(self, maps: Tensor, image: Tensor) -> Tensor:
         return at_resolution(maps.detach().to(torch.float32), image, upsample=self.upsample)
@@ -277,11 +293,20 @@ class Sampler:
             "attributor_options": cell.fingerprint, "precision": self.precision,
             "resolution": "input" if self.upsample else "native",
         }
+        if (method := self._method(subject, cell)) is not cell.attributor:
+            identity["held"] = method.held  # type: ignore[attr-defined]  # an anchored method says what it holds
         return Tally(
             segments=counter.segments.cpu().numpy(), copies=((start, stop),), levels=tuple(self.sparsifier.levels),
             sigma=cell.sigma, cuts=self.cuts, planned=self.planned, nested=self.sparsifier.nested,
             unit=1 if self.sparsifier.binary else REAL_UNIT, identity=identity,
             votes=None if counter.votes is None else counter.votes.cpu().numpy())
+
+
+def anchored(attributor: Attributor, model: Model, image: Tensor, target: int) -> Attributor:
+    """What explains an image (C,H,W) and its noisy copies: the attributor, unless it looks at the image first."""
+    look = getattr(attributor, "anchored", None)
+    found: Attributor | None = None if look is None else look(model, image, target)
+    return attributor if found is None else found
 
 
 def _targets(subject: Subject, count: int) -> Tensor:

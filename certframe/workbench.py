@@ -10,7 +10,7 @@ from certframe.errors import UsageError
 from certframe.noise import CopyRng
 from certframe.protocols import Attributor, Model
 from certframe.registry import Registry
-from certframe.sampling import Cell, Sampler, Subject, at_resolution
+from certframe.sampling import Cell, Sampler, Subject, anchored, at_resolution
 from certframe.store import Run
 from certframe.tally import Tally
 from certframe.worker import build_cells, guard, load_model
@@ -46,7 +46,8 @@ class Workbench:
         self._sparsifier = self.config.sparsifier.build(registry)
         self.methods: dict[str, Attributor] = {key: cell.attributor for key, cell in self._cells.items()}
 
-    def maps(self, cell: str, inputs: Tensor, targets: Tensor, *, model: Model | None = None) -> Tensor:
+    def maps(self, cell: str, inputs: Tensor, targets: Tensor, *, model: Model | None = None,
+             anchor: Tensor | None = None) -> Tensor:
         """Attributions of images by the method of a cell, at the resolution that is certified.
 
         Args:
@@ -54,6 +55,8 @@ class Workbench:
             inputs: (B,C,H,W) on `device`; where they require a gradient, so do the maps of a differentiable method.
             targets: (B,) int64, the classes to explain.
             model: explain this model instead, such as a smooth copy.
+            anchor: (C,H,W), the image at which a method looks first that does; then all targets are the same. Without
+                it every input is looked at by itself.
 
         Returns:
             (B,h,w). A randomised method draws the same for every row, as for a clean image.
@@ -61,10 +64,14 @@ class Workbench:
         chosen = self._cells[cell]
         rng = CopyRng(self.config.seed, "workbench", chosen.fingerprint, [-1] * len(inputs), inputs.device)
         with torch.enable_grad():
-            found = chosen.attributor.attribute(model or self.model, inputs, targets, rng=rng).maps
+            method = chosen.attributor
+            if anchor is not None:
+                method = anchored(method, self.model, anchor.detach().to(self.device), int(targets[0]))
+            found = method.attribute(model or self.model, inputs, targets, rng=rng).maps
             return at_resolution(found.to(torch.float32), inputs, upsample=self.config.resolution == "input")
 
-    def tally(self, cell: str, image: Tensor, target: int, *, samples: int, seed: int) -> Tally:
+    def tally(self, cell: str, image: Tensor, target: int, *, samples: int, seed: int,
+              anchor: Tensor | None = None) -> Tally:
         """Count the noisy copies of an image for a cell of the run, with fresh noise.
 
         Args:
@@ -73,6 +80,8 @@ class Workbench:
             target: the class to explain.
             samples: number of noisy copies.
             seed: of the noise; with the seed of the run an image of the run has the noise that it had there.
+            anchor: (C,H,W), the image at which a method looks first that does; `image` itself when left out. A claim
+                about a changed image is one about the method as it was for the unchanged image, its anchor.
         """
         sampler = Sampler(
             self.model, self._sparsifier, seed=seed, batch_size=self.config.batch_size, planned=samples,
@@ -80,7 +89,8 @@ class Workbench:
             channels_last=self.config.channels_last,
             identity={"weights": self.weights, "model": self.config.model.fingerprint,
                       "sparsifier": self.config.sparsifier.fingerprint})
-        subject = Subject.of("an image", image.detach().to(self.device), target, str(self.model.classes[target]))
+        subject = Subject.of("an image", image.detach().to(self.device), target, str(self.model.classes[target]),
+                             None if anchor is None else anchor.detach().to(self.device))
         chosen = self._cells[cell]
         method = next(c for c in self.config.attributor if c.fingerprint == chosen.fingerprint)
         counted: dict[str, Tally] = guard(method, lambda: sampler.sample(subject, [chosen], 0, samples))

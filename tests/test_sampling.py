@@ -274,6 +274,63 @@ def test_the_clean_map_has_no_noise_and_randomness_of_its_own() -> None:
     assert torch.equal(clean, again)
 
 
+# -- methods that look at the clean image first ------------------------------------------------------------------------
+
+class Anchoring(toys.Weighted):
+    """Its map is that of `Weighted`, plus the clean image in integers and the class."""
+
+    held = "the picture itself"
+
+    def __init__(self, added: torch.Tensor | None = None) -> None:
+        super().__init__()
+        self.added = added
+        self.looks: list[tuple[torch.Tensor, int]] = []
+
+    def anchored(self, model: Any, image: torch.Tensor, target: int) -> Anchoring:
+        self.looks.append((image.clone(), target))
+        return Anchoring(toys.quantised(image[0]) + target)
+
+    def attribute(self, model: Any, inputs: torch.Tensor, targets: torch.Tensor, *, rng: Any) -> Attribution:
+        assert self.added is not None, "it was used without a look"
+        found = super().attribute(model, inputs, targets, rng=rng)
+        return Attribution(found.maps + self.added, found.logits)
+
+
+def test_a_look_at_the_clean_image_is_taken_once_and_used_for_all_copies() -> None:
+    attributor, one, two = Anchoring(), subject(), subject(1)
+    cells = [cell(attributor), cell(attributor, sigma=0.5, key="wide")]
+    drawer = sampler()
+    clean = drawer.clean(one, cells[0])
+    tally = drawer.sample(one, cells, 0, 30)["cell"]
+    assert len(attributor.looks) == 1
+    seen, target = attributor.looks[0]
+    assert torch.equal(seen, one.image)
+    assert target == one.target
+    by_hand = Anchoring(toys.quantised(one.image[0]) + one.target)
+    assert np.array_equal(tally.segments, brute_force(by_hand, toys.Above(), one, 0, 30)[0])
+    assert torch.equal(clean, by_hand.attribute(MODEL, one.image[None], torch.tensor([1]), rng=None).maps[0])
+    assert tally.identity["held"] == "the picture itself"
+    drawer.sample(two, cells, 0, 3)
+    assert torch.equal(attributor.looks[-1][0], two.image)
+
+
+def test_the_look_may_be_at_another_image() -> None:
+    attributor, one, other = Anchoring(), subject(), subject(1).image
+    tally = sampler().sample(replace(one, anchor=other), [cell(attributor)], 0, 12)["cell"]
+    by_hand = Anchoring(toys.quantised(other[0]) + one.target)
+    assert np.array_equal(tally.segments, brute_force(by_hand, toys.Above(), one, 0, 12)[0])
+
+
+def test_a_look_that_finds_nothing_to_hold_leaves_the_method_as_it_is() -> None:
+    class Indifferent(toys.Weighted):
+        def anchored(self, model: Any, image: torch.Tensor, target: int) -> None:
+            return None
+
+    tally = sampler().sample(subject(), [cell(Indifferent())], 0, 12)["cell"]
+    assert np.array_equal(tally.counts, sampler().sample(subject(), [cell()], 0, 12)["cell"].counts)
+    assert "held" not in tally.identity
+
+
 # -- identity ---------------------------------------------------------------------------------------------------------
 
 def test_the_tally_knows_everything_that_has_to_agree() -> None:

@@ -13,6 +13,7 @@ from certframe.device import resolve_device, weights_hash
 from certframe.errors import UsageError
 from certframe.images import as_image
 from certframe.protocols import Certifier, Explanation, Model, Sample
+from certframe.proving import prove
 from certframe.registry import Registry
 from certframe.sampling import Cell, Sampler, Subject
 from certframe.tally import Tally
@@ -134,7 +135,7 @@ def certify(
     tally = guard(chosen["attributor"], lambda: _count(sampler, subject, cell, samples, prover))
     return CertifiedExplanation(
         name=sample.name, image=pixels.cpu(), target=klass, target_name=subject.target_name, confidence=confidence,
-        map=clean, tally=tally, certificate=prover.certify(tally), label=target, model=wrapped)
+        map=clean, tally=tally, certificate=prove(prover, tally), label=target, model=wrapped)
 
 
 def _count(sampler: Sampler, subject: Subject, cell: Cell, samples: int, prover: Certifier) -> Tally:

@@ -160,6 +160,33 @@ def layers(subject: Subject) -> None:
 
 
 @check("attributor")
+def anchor(subject: Subject) -> None:
+    """A method that looks at the clean image first says what it holds fixed, and does not depend on when it looked."""
+    model, inputs = _batch(subject)
+    image = fixtures.noisy_images(model, 1, seed=7)[0].clamp(0, 1)
+    if getattr(subject.cls, "anchored", None) is None or subject.build().anchored(model, image, 0) is None:
+        raise NotApplicable("the attributor does not look at the clean image first")
+    attributor = subject.build()
+    before = _explain(attributor, model, inputs).maps
+    with unchanged_module(model.module, "anchored()"), unchanged_tensors("anchored()", image=image):
+        found = attributor.anchored(model, image, 0)
+    held = getattr(found, "held", None)
+    require(isinstance(held, str) and bool(held), "what anchored() returns does not say what it holds, in `held`")
+    require_close(_explain(attributor, model, inputs).maps, before, "after anchored() the instance gives other maps")
+    targets = torch.zeros(len(inputs), dtype=torch.int64)
+    together = _explain(found, model, inputs, targets=targets).maps
+    _require_map_shape(together, inputs)
+    again = _explain(subject.build().anchored(model, image, 0), model, inputs, targets=targets).maps
+    require(torch.equal(together, again), "anchored at the same image a new instance gives other maps")
+    for row in range(len(inputs)):
+        alone = _explain(found, model, inputs[row:row + 1], targets=targets[:1], copies=[row]).maps
+        require_close(together[row], alone[0], f"anchored, row {row} of a batch differs from the same image by itself")
+    _explain(attributor.anchored(model, 1 - image, 0), model, inputs, targets=targets)
+    require_close(_explain(found, model, inputs, targets=targets).maps, together,
+                  "anchored at another image meanwhile, the method gives other maps")
+
+
+@check("attributor")
 def replayable(subject: Subject) -> None:
     """The same inputs and the same rng give the same maps, bit for bit: all randomness comes from `rng`."""
     model, inputs = _batch(subject)

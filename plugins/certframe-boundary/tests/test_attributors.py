@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,10 @@ from small_networks import TwoPixels, enumerated
 from torch import Tensor, nn
 
 import certframe
+from certframe.noise import GaussianNoise, image_hash
+from certframe.testing import check_plugin
 from certframe.testing.fixtures import rng
+from certframe.verification import verify
 
 EFFORT: dict[str, Any] = {"steps": 60, "halvings": 16}
 
@@ -246,3 +250,72 @@ def test_a_search_is_forgotten_with_the_weights(digits: tuple[certframe.Model, T
     with torch.no_grad():
         next(p for p in model.module.parameters() if p.ndim == 2).mul_(1.5)
     assert searches.nearest(model, images, targets, options) is not again
+
+
+ANCHORED: dict[str, Any] = {"around": "image", "steps": 8, "halvings": 4}
+
+
+@pytest.mark.parametrize("make", [Bsm, Big, BoundaryDeepLift])
+def test_around_the_image_the_way_goes_with_every_copy(
+        make: Any, digits: tuple[certframe.Model, Tensor, Tensor]) -> None:
+    model, images, targets = digits
+    image, target = images[0], int(targets[0])
+    copies = image + 0.1 * torch.randn(5, *image.shape, generator=torch.Generator().manual_seed(0))
+    method = make(make.Options(**ANCHORED))
+    found = method.anchored(model, image, target)
+    way = nearest(model.module, image[None], targets[:1], method.options).images[0] - image
+    assert float(way.norm()) > 0
+    same = torch.full((5,), target)
+    z, ends = copies + way, maps(found, model, copies, same)
+    for row in range(5):
+        if make is Bsm:
+            x = z[row:row + 1].clone().requires_grad_()
+            gradient, = torch.autograd.grad(model.module(x)[0, target], x)
+            expected = gradient.abs().sum(1)[0]
+        elif make is Big:
+            points = [z[row] + (copies[row] - z[row]) * i / 19 for i in range(20)]
+            x = torch.stack(points).requires_grad_()
+            gradient, = torch.autograd.grad(model.module(x)[:, target].sum(), x)
+            mean = (gradient[1:] + gradient[:-1]).mean(0) / 2
+            expected = (mean * (copies[row] - z[row])).sum(0)
+        else:
+            rule = certframe.default_registry().find("attributor", "deeplift").load()()
+            expected = rule.against(model, copies[row:row + 1], z[row:row + 1], same[:1]).maps[0]
+        torch.testing.assert_close(ends[row], expected, rtol=1e-3, atol=1e-4)
+    alone = maps(method, model, image[None], targets[:1])
+    torch.testing.assert_close(maps(found, model, image[None], targets[:1]), alone, rtol=1e-3, atol=1e-3)
+    assert make().anchored(model, image, target) is None, "by default every copy is searched around itself"
+
+
+@pytest.mark.parametrize("make", [Bsm, Big, BoundaryDeepLift])
+def test_around_the_image_they_keep_the_contract(make: Any) -> None:
+    check_plugin("attributor", make, options=ANCHORED)
+
+
+def test_a_run_searches_around_the_image_once_and_its_certificates_say_so(tmp_path: Path) -> None:
+    run = certframe.run(tmp_path / "run", model="digits", dataset="digits", device="cpu", limit=2, samples=64,
+                        attributor=["big", {"name": "big", **ANCHORED}])
+    for _, _, _, explanation in run.explanations():
+        anchored = "held" in explanation.tally.identity
+        assert anchored == ("image" in str(explanation.tally.identity["attributor_options"]))
+        assert ("the way to the nearest boundary point held fixed" in explanation.certificate.statement) == anchored
+    checked = verify(run, share=1.0)
+    assert checked.ok, checked
+
+
+def test_an_audit_holds_what_the_certificate_holds(tmp_path: Path) -> None:
+    run = certframe.run(tmp_path / "run", model="digits", dataset="digits", device="cpu", limit=1, samples=100,
+                        attributor=[{"name": "bsm", **ANCHORED}])
+    bench = certframe.Workbench(run)
+    _, cell, _, explanation = next(run.explanations())
+    image, target = explanation.image, explanation.target
+    moved = image + 0.3 * torch.randn(image.shape, generator=torch.Generator().manual_seed(1))
+    found = bench.tally(cell, moved, target, samples=40, seed=5, anchor=image)
+    method = bench.methods[cell].anchored(bench.model, image, target)
+    noise = GaussianNoise(5, image_hash(moved)).draw(0, 40, image.shape)
+    levels = run.config.sparsifier.build().sparsify(
+        maps(method, bench.model, moved + explanation.tally.sigma * noise, torch.full((40,), target)))
+    assert (found.counts == levels.sum(0).numpy()).all()
+    assert not (found.counts == bench.tally(cell, moved, target, samples=40, seed=5).counts).all()
+    held = bench.maps(cell, moved[None], torch.tensor([target]), anchor=image)
+    torch.testing.assert_close(held, maps(method, bench.model, moved[None], torch.tensor([target])))

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 import weakref
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, Self
 
 import torch
 from pydantic import Field
@@ -17,6 +18,15 @@ from certframe_boundary.search import Adversarial, SearchOptions, full_precision
 from certframe_boundary.sharing import SEARCHES
 
 
+class PointOptions(SearchOptions):
+    """How x' is looked for, and where from."""
+
+    around: Literal["copy", "image"] = Field(
+        "copy", description="'copy': every noisy copy is searched around itself; 'image': the clean image is searched "
+                            "around, once, and x' − x goes with every copy. That costs a fraction; the certificate is "
+                            "then about the map with this way held fixed.")
+
+
 class _AtBoundary:
     """What the methods share that look for the nearest point x' that is not given the class."""
 
@@ -25,14 +35,36 @@ class _AtBoundary:
     deterministic: ClassVar[bool] = True
     execution: ClassVar[frozenset[str]] = frozenset({"chunk"})
 
-    def __init__(self, options: SearchOptions) -> None:
+    held = "the way to the nearest boundary point"
+
+    def __init__(self, options: PointOptions) -> None:
         self._search = options
         self._told: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+        self._way: Tensor | None = None
 
     @classmethod
     def conformance_options(cls, directory: Path) -> dict[str, Any]:
         """Little effort."""
         return {"steps": 8, "halvings": 4}
+
+    def anchored(self, model: certframe.Model, image: Tensor, target: int) -> Self | None:
+        """With ``around=image``, the method for the copies of this image (C,H,W): x' of a copy z is z + (x' − x).
+
+        Args:
+            model: the model.
+            image: the clean image x.
+            target: the class to explain.
+        """
+        if self._search.around == "copy":
+            return None
+        found = self.points(model, image[None], torch.tensor([target], device=image.device))
+        method = copy.copy(self)
+        method._way = found.images[0] - image
+        return method
+
+    def starts(self, model: certframe.Model, inputs: Tensor, targets: Tensor) -> Tensor:
+        """The point x' of every row, found around it or, in a method that is anchored, at the end of the held way."""
+        return self.points(model, inputs, targets).images if self._way is None else inputs.detach() + self._way
 
     def points(self, model: certframe.Model, inputs: Tensor, targets: Tensor) -> Adversarial:
         """The point x' of every row, and whether it is one; where none was found, x' is the last image that was tried.
@@ -55,14 +87,15 @@ class Bsm(_AtBoundary):
     """Boundary saliency: Σ over channels of |∂f_c/∂x| at x', the nearest point found that is not given the class.
 
     Every noisy copy is searched around itself, so the map is a function of the copy alone and a certificate is about
-    the smoothed map as for any other method. Where the class does not hold the copy, x' is the copy itself. x' is the
-    nearest point that the search finds, not the nearest there is. The searches of `bsm`, `big` and `boundary-deeplift`
-    with the same options are made once.
+    the smoothed map as for any other method; with ``around=image`` the clean image is searched around, the way x' − x
+    is held fixed for all copies, and the certificate is about the map with that way. Where the class does not hold the
+    copy (or, then, the image), x' is the copy itself. x' is the nearest point that the search finds, not the nearest
+    there is. The searches of `bsm`, `big` and `boundary-deeplift` with the same options are made once.
 
     Z. Wang, M. Fredrikson, A. Datta. Robust models are more interpretable because attributions look normal. ICML 2022.
     """
 
-    class Options(SearchOptions):
+    class Options(PointOptions):
         """Options of `bsm`."""
 
     name = "bsm"
@@ -78,7 +111,7 @@ class Bsm(_AtBoundary):
         Raises:
             UsageError: the model has one class only, or its logits no gradient.
         """
-        points = self.points(model, inputs, targets).images
+        points = self.starts(model, inputs, targets)
         with full_precision(inputs.device):
             parts = [logit_gradient(model.module, x, c)[0].abs().sum(1) for x, c in zip(
                 torch.split(points, self.options.chunk), torch.split(targets, self.options.chunk), strict=True)]
@@ -94,7 +127,7 @@ class Big(_AtBoundary):
     source.
     """
 
-    class Options(SearchOptions):
+    class Options(PointOptions):
         """Options of `big`."""
 
         points: int = Field(20, ge=2, description="Points of the trapezoidal rule, both ends included.")
@@ -113,7 +146,7 @@ class Big(_AtBoundary):
             UsageError: the model has one class only, or its logits no gradient.
         """
         o = self.options
-        start = self.points(model, inputs, targets).images
+        start = self.starts(model, inputs, targets)
         with full_precision(inputs.device):
             maps, logits = path_integral(model.module, start, inputs, targets, o.points, o.chunk)
         return certframe.Attribution(maps, logits)
@@ -126,7 +159,7 @@ class BoundaryDeepLift(_AtBoundary):
     For the search see `bsm`, which has the same source; for the rule, `deeplift`.
     """
 
-    class Options(SearchOptions):
+    class Options(PointOptions):
         """Options of `boundary-deeplift`."""
 
     name = "boundary-deeplift"
@@ -143,7 +176,7 @@ class BoundaryDeepLift(_AtBoundary):
         Raises:
             UsageError: the network calls something that has no rule, has one class only, or its logits no gradient.
         """
-        start = self.points(model, inputs, targets).images
+        start = self.starts(model, inputs, targets)
         parts = [self._rule.against(model, *rows) for rows in zip(
             *(torch.split(t, self.options.chunk) for t in (inputs, start, targets)), strict=True)]
         return certframe.Attribution(torch.cat([p.maps for p in parts]), torch.cat([p.logits for p in parts]))

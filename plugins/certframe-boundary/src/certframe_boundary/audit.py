@@ -230,7 +230,7 @@ class Auditor:
                                            f"than {distance:.6g}")
         seed = int.from_bytes(hashlib.sha256(f"{o.seed}|{job.cell}|{kind}|{distance}".encode()).digest()[:4], "big")
         samples = o.samples or e.tally.samples
-        tally = self.bench.tally(job.cell, moved, e.target, samples=samples, seed=seed)
+        tally = self.bench.tally(job.cell, moved, e.target, samples=samples, seed=seed, anchor=image)
         predict = class_of(self.bench.model)
         lost = bool(predict(moved[None]) != predict(image[None]))
         for certifier, claims in job.claims.items():
@@ -272,13 +272,14 @@ class Auditor:
         """A smooth stand-in for the smoothed, sparsified map: relaxed maps of few noisy copies, of a softplus copy."""
         o, target, sigma, k = self.options, job.explanation.target, job.explanation.tally.sigma, self._k(job)
         generator = torch.Generator().manual_seed(o.seed)
-        noise = sigma * torch.randn((o.copies, *job.explanation.image.shape), generator=generator)
+        image = job.explanation.image
+        noise = sigma * torch.randn((o.copies, *image.shape), generator=generator)
         ranking = self.run.config.sparsifier.options.get("ranking", "magnitude")
 
         def maps(z: Tensor, owners: Tensor) -> Iterator[Tensor]:
             targets = torch.full((len(z),), target, dtype=torch.int64, device=z.device)
             for one in noise.to(z):
-                found = self.bench.maps(job.cell, z + one, targets, model=self.soft)
+                found = self.bench.maps(job.cell, z + one, targets, model=self.soft, anchor=image)
                 yield relaxed(ranked(found, ranking), k / 100)
 
         return maps
