@@ -23,8 +23,8 @@ from certframe.config import RunConfig
 from certframe.device import resolve_device
 from certframe.errors import CertframeError, UsageError, one_line
 from certframe.noise import STREAM
-from certframe.planning import require_fit, require_samples
-from certframe.protocols import Certifier, Dataset, Executor
+from certframe.planning import proof_of, require_samples
+from certframe.protocols import Dataset, Executor
 from certframe.proving import prove
 from certframe.registry import Registry
 from certframe.store import Run, explanation_of, image_key
@@ -198,11 +198,8 @@ class Pipeline:
         """
         config = self.config
         resolve_device(config.device)
-        self.certifiers: list[Certifier] = [c.build(self.registry) for c in config.certifier]
+        self.certifiers, _ = proof_of(config, self.registry)
         self._needs = {c.name: frozenset(c.build(self.registry).requires) - {"labels", "model"} for c in config.metric}
-        sparsifier = config.sparsifier.build(self.registry)
-        require_samples(config, self.certifiers, 1, len(sparsifier.levels), "one pixel")
-        require_fit(config, self.certifiers, sparsifier)
         dataset: Dataset = config.dataset.build(self.registry)
         indices = self._indices(dataset)
         self.run = Run.find(self.out, config)

@@ -215,6 +215,19 @@ def require_fit(config: RunConfig, certifiers: Sequence[Certifier], sparsifier: 
         guard(component, lambda: certifier.certify(imagined.agreed()))  # noqa: B023
 
 
+def proof_of(config: RunConfig, registry: Registry | None = None) -> tuple[list[Certifier], Sparsifier]:
+    """The certifiers and the sparsifier of a run, which fit together and can certify something.
+
+    Raises:
+        UsageError: they do not, or nothing could be certified with so few copies.
+    """
+    certifiers: list[Certifier] = [c.build(registry) for c in config.certifier]
+    sparsifier: Sparsifier = config.sparsifier.build(registry)
+    require_samples(config, certifiers, 1, len(sparsifier.levels), "one pixel")
+    require_fit(config, certifiers, sparsifier)
+    return certifiers, sparsifier
+
+
 def plan_run(config: RunConfig, out: Path | None = None, *, probe: bool = False,
              registry: Registry | None = None) -> Plan:
     """Say what a run can certify and what it will cost. Builds the model; runs it only for `probe`.
@@ -237,10 +250,7 @@ class _Planner:
     def __init__(self, config: RunConfig, out: Path | None, registry: Registry | None) -> None:
         self.config, self.out, self.registry = config, out, registry
         resolve_device(config.device)
-        self.certifiers: list[Certifier] = [c.build(registry) for c in config.certifier]
-        self.sparsifier: Sparsifier = config.sparsifier.build(registry)
-        require_samples(config, self.certifiers, 1, len(self.sparsifier.levels), "one pixel")
-        require_fit(config, self.certifiers, self.sparsifier)
+        self.certifiers, self.sparsifier = proof_of(config, registry)
         self.dataset: Dataset = config.dataset.build(registry)
         if len(self.dataset) == 0:
             raise UsageError(f"data set '{config.dataset.name}' has no images: give one that has")

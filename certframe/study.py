@@ -25,6 +25,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from certframe.config import Reference, Request, RunConfig, component, read_file, resolve
 from certframe.errors import CertframeError, UsageError, one_line
 from certframe.files import write_atomic
+from certframe.planning import proof_of
 from certframe.registry import Registry, default_registry
 
 SEVERAL = BeforeValidator(lambda value: [value] if isinstance(value, str | dict) else value)
@@ -128,6 +129,8 @@ def _runs(content: Mapping[str, Any], overrides: Sequence[str], settings: dict[s
             runs.append(StudyRun(data.name, _folder(reference), resolve(
                 request, overrides, settings=settings, registry=registry, source="the study")))
     _distinct("run", [run.folder for run in runs])
+    for run in runs:
+        _require_proof(run, registry)
     # Data sets that need a model to be made come last: other mistakes are found before it is loaded.
     sets_of_runs = {run.config.dataset.fingerprint: run.config.dataset for run in runs}.values()
     for found in sorted(sets_of_runs, key=lambda c: bool(getattr(
@@ -135,6 +138,15 @@ def _runs(content: Mapping[str, Any], overrides: Sequence[str], settings: dict[s
         if len(found.build(registry)) == 0:
             raise UsageError(f"data set '{found.name}' has no images: give one that has")
     return runs
+
+
+def _require_proof(run: StudyRun, registry: Registry) -> None:
+    """Refuse a run that could not certify anything; a model may ask for more copies still, which it says."""
+    try:
+        proof_of(run.config, registry)
+    except UsageError as error:
+        few = "samples cannot certify" in str(error)
+        raise UsageError(f"setting samples: {error}" if few else str(error)) from error
 
 
 def _table(content: Any) -> StudyTable:
@@ -185,7 +197,8 @@ def _distinct(what: str, names: Sequence[str]) -> None:
 
 def located(message: str, text: str, path: Path) -> str:
     """The message with the file and, where it can be found, the line of what it quotes or names first."""
-    quoted = re.findall(r"'([^']+)'", message) + re.findall(r"(?:setting|option) ([\w.-]+)", message)
+    quoted = re.findall(r"^setting ([\w.-]+):", message) + re.findall(r"'([^']+)'", message)
+    quoted += re.findall(r"(?:setting|option) ([\w.-]+)", message)
     lines = [line.split("#")[0] for line in text.splitlines()]
     for word in quoted:
         for short in dict.fromkeys((word, word.rsplit(".", 1)[-1])):

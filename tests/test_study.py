@@ -97,6 +97,8 @@ def test_methods_are_taken_at_every_layer_that_they_can_have(registry: Registry)
     ("samples = 48", "samples = ", 3, "not valid TOML"),
     ("samples = 48", 'model = "toy"', 3, "'model' is given beside [study]"),
     ("count = 3", "count = 0", 1, "has no images"),
+    ("samples = 48", "samples = 5", 3, "5 samples cannot certify anything: certifier 'pixel' needs at least"),
+    ('sparsifier = "toy-above"', 'sparsifier = "toy-soft"', 1, "certifier 'pixel' counts 0/1 levels"),
 ])
 def test_a_mistake_is_refused_with_its_line(write: Callable[[str], Path], registry: Registry, old: str, new: str,
                                             line: int, said: str, monkeypatch: pytest.MonkeyPatch) -> None:

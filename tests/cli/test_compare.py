@@ -79,7 +79,7 @@ def test_every_run_of_a_study_is_planned(study: Path) -> None:
     assert {**planned[1], "free_bytes": 0} == {**alone, "free_bytes": 0}
     code, _, err = call("plan", file, "--samples", 12)
     assert code == 2
-    assert "digits/digits: 12 samples cannot certify anything" in err
+    assert "setting samples: 12 samples cannot certify anything" in err
     assert not (study.parent / "new").exists()
 
 
