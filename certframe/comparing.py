@@ -17,21 +17,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from certframe.config import Component, distinct
-from certframe.errors import UsageError
+from certframe.errors import CertframeError, UsageError
 from certframe.files import write_atomic
+from certframe.registry import Registry, default_registry
 from certframe.store import Run, load_run
 from certframe.worker import cells_of, component_key
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FAMILIES = {
-    "backpropagation": ("gradient", "input-x-gradient", "integrated-gradients", "guided-backprop", "smoothgrad",
-                        "vargrad", "lrp", "deeplift", "boundary-deeplift", "bsm", "big", "agi", "bsg"),
-    "activation": ("cam", "grad-cam", "grad-cam++", "layer-cam", "ablation-cam", "score-cam"),
-    "perturbation": ("occlusion", "rise", "shapley-sampling", "eva", "eva-targeted", "eva-hybrid", "greedy-as"),
-}
-"""Families of methods as Anani et al. (2025) have them; a method in none of them is in "other"."""
 RESAMPLES = 2000
 CONFIDENCE = 0.95
 _CELL = re.compile(r"(grid-\d+)-cell-\d+")
@@ -122,12 +116,13 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
     return list(unique.values())
 
 
-def values_of(runs: Sequence[Run]) -> list[Value]:
-    """All numbers of the runs' ledgers."""
+def values_of(runs: Sequence[Run], registry: Registry | None = None) -> list[Value]:
+    """All numbers of the runs' ledgers; methods are looked up for their families."""
     names = _names([run.path for run in runs])
     # Among all runs: one may be there to see what an option of the same method does.
     all_methods = list({c.fingerprint: c for run in runs for c in run.config.attributor}.values())
-    methods = {c.fingerprint: name for c, name in zip(all_methods, distinct(all_methods), strict=True)}
+    methods = {c.fingerprint: (name, family(c, registry))
+               for c, name in zip(all_methods, distinct(all_methods), strict=True)}
     return [value for run, name in zip(runs, names, strict=True) for value in _of_run(run, name, methods)]
 
 
@@ -141,7 +136,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
     return ["/".join(p) for p in parts]
 
 
-def _of_run(run: Run, name: str, methods: Mapping[str, str]) -> list[Value]:
+def _of_run(run: Run, name: str, methods: Mapping[str, tuple[str, str]]) -> list[Value]:
     table, config = run.table(), run.config
     cells = {spec.key: spec for spec in cells_of(config)}
     certifiers = {component_key(c): text for c, text in zip(config.certifier, distinct(config.certifier), strict=True)}
@@ -155,7 +150,7 @@ def _of_run(run: Run, name: str, methods: Mapping[str, str]) -> list[Value]:
             certificate = run.certificate(row["image"], row["cell"], row["certifier"])
             groups[key] = Group(
                 run=name, data=_data_name(config.dataset), model=_model_name(config.model),
-                method=_without_layer(methods[method.fingerprint]), family=family(method.name),
+                method=_without_layer(methods[method.fingerprint][0]), family=methods[method.fingerprint][1],
                 layer=str(method.options.get("layer", "input")), sigma=spec.sigma,
                 certifier=certifiers.get(row["certifier"], row["certifier"].rpartition("-")[0]),
                 radius=float(certificate.radius))
@@ -164,11 +159,13 @@ def _of_run(run: Run, name: str, methods: Mapping[str, str]) -> list[Value]:
     return found
 
 
-def family(method: str) -> str:
-    """The family of a method; "control" for random scores."""
-    if method == "random":
-        return "control"
-    return next((name for name, members in FAMILIES.items() if method in members), "other")
+def family(method: Component, registry: Registry | None = None) -> str:
+    """The family that a method says it belongs to; "other" when it says none or is not installed."""
+    try:
+        cls = (registry or default_registry()).find("attributor", f"{method.distribution}/{method.name}").load()
+    except CertframeError:
+        return "other"
+    return str(getattr(cls, "family", "other"))
 
 
 def split_level(metric: str) -> tuple[str, float]:

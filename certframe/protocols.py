@@ -158,6 +158,8 @@ class Attributor(Protocol):
     """False when only forward passes are used, so that a black-box model will do."""
     deterministic: ClassVar[bool]
     """True when the maps do not depend on `rng`."""
+    # It may say its ``family``, by which comparisons are drawn: "backpropagation", "activation", "perturbation",
+    # "control" (scores that say nothing), or one of its own.
     # An attributor may also have ``passes``, the number of forward passes of the whole model that it makes for one
     # input, and ``map_size((C, H, W))``, the h and w of its maps; `certframe plan` then knows them. Either may be None
     # where it depends on the model.

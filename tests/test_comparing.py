@@ -18,9 +18,10 @@ from scipy import stats
 
 from certframe import comparing
 from certframe.comparing import Group, Value, interval, paired, split_level, summaries
+from certframe.config import component
 from certframe.errors import UsageError
 from certframe.pipeline import execute
-from certframe.registry import Registry
+from certframe.registry import Registry, default_registry
 from certframe.store import Run
 
 GROUP = Group("run", "data", "model", "a", "control", "input", 0.25, "pixel", 0.1)
@@ -143,9 +144,19 @@ def test_tables_are_written_as_csv_and_parquet(tmp_path: Path) -> None:
     assert pyarrow.parquet.read_table(tmp_path / "paired.parquet").num_rows == 0
 
 
-def test_families() -> None:
-    assert [comparing.family(m) for m in ("lrp", "rise", "grad-cam", "random", "mine")] == [
-        "backpropagation", "perturbation", "activation", "control", "other"]
+def test_families(registry: Registry) -> None:
+    for name, expected in (("smoothgrad", "backpropagation"), ("occlusion", "perturbation"), ("grad-cam", "activation"),
+                           ("random", "control")):
+        assert comparing.family(component("attributor", name)) == expected
+    mine = component("attributor", "toy-weighted", registry)
+    assert comparing.family(mine, registry) == "other", "it says none"
+    assert comparing.family(mine) == "other", "it is not installed"
+
+
+def test_every_method_of_ours_says_its_family() -> None:
+    for entry in default_registry().entries("attributor"):
+        if entry.distribution.startswith("certframe"):
+            assert entry.load().family in {"backpropagation", "activation", "perturbation", "control"}, entry.name
 
 
 def test_where_there_is_no_run(tmp_path: Path) -> None:

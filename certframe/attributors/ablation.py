@@ -66,6 +66,7 @@ class AblationCam:
 
     needs_gradients: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
+    family: ClassVar[str] = "activation"
     execution: ClassVar[frozenset[str]] = frozenset({"chunk"})
 
     def __init__(self, options: Options | None = None) -> None:
@@ -102,6 +103,7 @@ class ScoreCam:
 
     needs_gradients: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
+    family: ClassVar[str] = "activation"
     execution: ClassVar[frozenset[str]] = frozenset({"chunk"})
 
     def __init__(self, options: Options | None = None) -> None:

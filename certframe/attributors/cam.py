@@ -48,6 +48,7 @@ class _GradientCam:
     Options: ClassVar[type[_LayerOptions]] = _LayerOptions
     needs_gradients: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
+    family: ClassVar[str] = "activation"
     passes: ClassVar[int] = 1
     combine: ClassVar[staticmethod[[Tensor, Tensor], Tensor]]
 

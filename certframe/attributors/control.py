@@ -28,6 +28,7 @@ class Random:
 
     needs_gradients: ClassVar[bool] = False
     deterministic: ClassVar[bool] = False
+    family: ClassVar[str] = "control"
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()

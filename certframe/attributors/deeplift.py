@@ -93,6 +93,7 @@ class DeepLift:
 
     needs_gradients: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
+    family: ClassVar[str] = "backpropagation"
     passes: ClassVar[int] = 1
 
     def __init__(self, options: Options | None = None) -> None:

@@ -45,6 +45,7 @@ class Gradient:
 
     needs_gradients: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
+    family: ClassVar[str] = "backpropagation"
     passes: ClassVar[int] = 1
 
     def __init__(self, options: Options | None = None) -> None:
@@ -80,6 +81,7 @@ class InputXGradient:
 
     needs_gradients: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
+    family: ClassVar[str] = "backpropagation"
     passes: ClassVar[int] = 1
 
     def __init__(self, options: Options | None = None) -> None:
@@ -106,6 +108,7 @@ class _Noisy:
 
     needs_gradients: ClassVar[bool] = True
     deterministic: ClassVar[bool] = False
+    family: ClassVar[str] = "backpropagation"
     execution: ClassVar[frozenset[str]] = frozenset({"chunk"})
 
     def __init__(self, options: Options | None = None) -> None:

@@ -86,6 +86,7 @@ class GuidedBackprop:
 
     needs_gradients: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
+    family: ClassVar[str] = "backpropagation"
     passes: ClassVar[int] = 1
 
     def __init__(self, options: Options | None = None) -> None:

@@ -66,6 +66,7 @@ class Occlusion:
 
     needs_gradients: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
+    family: ClassVar[str] = "perturbation"
     execution: ClassVar[frozenset[str]] = frozenset({"chunk"})
 
     def __init__(self, options: Options | None = None) -> None:

@@ -37,6 +37,7 @@ class IntegratedGradients:
 
     needs_gradients: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
+    family: ClassVar[str] = "backpropagation"
     execution: ClassVar[frozenset[str]] = frozenset({"chunk"})
 
     def __init__(self, options: Options | None = None) -> None:

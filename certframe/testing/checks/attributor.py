@@ -187,6 +187,15 @@ def anchor(subject: Subject) -> None:
 
 
 @check("attributor")
+def family(subject: Subject) -> None:
+    """`family`, when given, is a word: comparisons draw the methods of a family in one panel."""
+    told = getattr(subject.cls, "family", None)
+    if told is None:
+        raise NotApplicable("the class names no family")
+    require(isinstance(told, str) and bool(told.strip()), f"family is {told!r}, not a word such as 'perturbation'")
+
+
+@check("attributor")
 def replayable(subject: Subject) -> None:
     """The same inputs and the same rng give the same maps, bit for bit: all randomness comes from `rng`."""
     model, inputs = _batch(subject)

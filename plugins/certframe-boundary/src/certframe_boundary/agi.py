@@ -41,6 +41,7 @@ class Agi:
 
     needs_gradients: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
+    family: ClassVar[str] = "backpropagation"
     execution: ClassVar[frozenset[str]] = frozenset({"chunk"})
 
     def __init__(self, options: Options | None = None) -> None:

@@ -33,6 +33,7 @@ class _AtBoundary:
     name: ClassVar[str]
     needs_gradients: ClassVar[bool] = True
     deterministic: ClassVar[bool] = True
+    family: ClassVar[str] = "backpropagation"
     execution: ClassVar[frozenset[str]] = frozenset({"chunk"})
 
     held = "the way to the nearest boundary point"

@@ -46,6 +46,7 @@ class Bsg:
 
     needs_gradients: ClassVar[bool] = True
     deterministic: ClassVar[bool] = False
+    family: ClassVar[str] = "backpropagation"
     execution: ClassVar[frozenset[str]] = frozenset({"chunk"})
 
     def __init__(self, options: Options | None = None) -> None:

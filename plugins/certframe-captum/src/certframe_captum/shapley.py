@@ -45,6 +45,7 @@ class ShapleySampling:
 
     needs_gradients: ClassVar[bool] = False
     deterministic: ClassVar[bool] = False
+    family: ClassVar[str] = "perturbation"
     execution: ClassVar[frozenset[str]] = frozenset({"chunk"})
 
     @classmethod

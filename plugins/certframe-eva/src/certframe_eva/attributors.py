@@ -100,6 +100,7 @@ class Eva:
 
     needs_gradients: ClassVar[bool] = False
     deterministic: ClassVar[bool] = True
+    family: ClassVar[str] = "perturbation"
     execution: ClassVar[frozenset[str]] = frozenset({"chunk"})
 
     def __init__(self, options: Options | None = None) -> None:
@@ -205,6 +206,7 @@ class EvaHybrid:
 
     needs_gradients: ClassVar[bool] = False
     deterministic: ClassVar[bool] = False
+    family: ClassVar[str] = "perturbation"
     execution: ClassVar[frozenset[str]] = frozenset({"batch"})
 
     def __init__(self, options: Options | None = None) -> None:

@@ -53,6 +53,7 @@ class GreedyAS:
 
     needs_gradients: ClassVar[bool] = True
     deterministic: ClassVar[bool] = False
+    family: ClassVar[str] = "perturbation"
     execution: ClassVar[frozenset[str]] = frozenset({"chunk"})
 
     def __init__(self, options: Options | None = None) -> None:

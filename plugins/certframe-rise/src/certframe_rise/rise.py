@@ -50,6 +50,7 @@ class Rise:
 
     needs_gradients = False
     deterministic = False
+    family = "perturbation"
     execution = frozenset({"batch"})  # changes no result
 
     def __init__(self, options: Options | None = None) -> None:

@@ -56,6 +56,7 @@ class Lrp:
 
     needs_gradients = True
     deterministic = True
+    family = "backpropagation"
 
     def __init__(self, options: Options | None = None) -> None:
         self.options = options or self.Options()
