@@ -16,8 +16,10 @@ from certframe.hookspecs import Register, hookimpl
 
 if TYPE_CHECKING:
     from certframe.config import build
+    from certframe.device import full_precision, weights_state
     from certframe.files import write_atomic
     from certframe.interactive import CertifiedExplanation, certify, plan, run
+    from certframe.metrics.pixels import map_on_pixels
     from certframe.noise import CopyRng
     from certframe.planning import Plan
     from certframe.protocols import (
@@ -47,8 +49,10 @@ if TYPE_CHECKING:
 
 _HOME = {
     "certframe.config": ("build",),
+    "certframe.device": ("full_precision", "weights_state"),
     "certframe.files": ("write_atomic",),
     "certframe.interactive": ("certify", "plan", "run", "CertifiedExplanation"),
+    "certframe.metrics.pixels": ("map_on_pixels",),
     "certframe.noise": ("CopyRng",),
     "certframe.planning": ("Plan",),
     "certframe.protocols": ("ABSTAIN", "Attribution", "Attributor", "Certificate", "Certifier", "Dataset", "Executor",
@@ -96,12 +100,15 @@ __all__ = [
     "build",
     "certify",
     "default_registry",
+    "full_precision",
     "hookimpl",
     "load_run",
+    "map_on_pixels",
     "plan",
     "run",
     "split_module",
     "suggest",
+    "weights_state",
     "write_atomic",
 ]
 

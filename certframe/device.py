@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -86,3 +87,19 @@ def autocast(device: torch.device, precision: str) -> Iterator[None]:
     else:
         with torch.autocast(device.type, dtype=getattr(torch, precision)):
             yield
+
+
+def full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
+    """No autocast on the device, for what would mean little in half precision: differences, sums, bounds."""
+    if torch.amp.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def weights_state(module: nn.Module) -> tuple[Any, ...]:
+    """Something that is different when weights have been replaced, changed or moved; read without waiting for them.
+
+    For what an instance keeps of a model: unlike `weights_hash` it costs nothing, and holds in this process only.
+    """
+    return tuple((id(tensor), -1 if tensor.is_inference() else tensor._version, tensor.device, tensor.dtype)
+                 for tensor in (*module.parameters(), *module.buffers()))

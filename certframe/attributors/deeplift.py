@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import weakref
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from certframe import protocols
 from certframe.attributors.secants import ReferencesDiffer, Secants, Unfit
+from certframe.device import full_precision, weights_state
 from certframe.errors import UsageError
 from certframe.protocols import Attribution
 
@@ -114,9 +114,9 @@ class DeepLift:
     def against(self, model: Model, inputs: Tensor, baselines: Tensor, targets: Tensor) -> Attribution:
         """The same with reference images of one's own, (B,C,H,W) or one for all, (1,C,H,W), in pixel units."""
         split = model.at(self.options.layer)
-        with _full_precision(inputs.device):
+        with full_precision(inputs.device):
             try:
-                state = _state(model.module)
+                state = weights_state(model.module)
                 if self._complete.get(model.module) != state:
                     self._check(split, inputs)
                     self._complete[model.module] = state
@@ -147,15 +147,3 @@ class DeepLift:
         if not bool((error <= 0).all()):
             raise Unfit(f"its contributions add up to {float(total[worst]):.3g}, the logit changes by "
                         f"{float(wanted[worst]):.3g}")
-
-
-def _state(module: nn.Module) -> tuple[Any, ...]:
-    """Something that is different when weights have been replaced, changed or moved; read without waiting for them."""
-    return tuple((id(tensor), -1 if tensor.is_inference() else tensor._version, tensor.device, tensor.dtype)
-                 for tensor in (*module.parameters(), *module.buffers()))
-
-
-def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()

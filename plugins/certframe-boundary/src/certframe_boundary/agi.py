@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.nn import functional
 
 import certframe
-from certframe_boundary.search import full_precision
 from certframe_boundary.search.balls import confined, pixel_range
 from certframe_boundary.search.closest import Function, gradient_of, refuse_one_class
 
@@ -60,7 +59,7 @@ class Agi:
             UsageError: the model has one class only, or its logits no gradient.
         """
         inputs = inputs.detach()
-        with full_precision(inputs.device):
+        with certframe.full_precision(inputs.device):
             with torch.no_grad():
                 logits = torch.cat([model.module(x) for x in torch.split(inputs, self.options.chunk)])
             refuse_one_class(logits)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import certframe
 from certframe_boundary.gradients import logit_gradient, path_integral
-from certframe_boundary.search import Adversarial, SearchOptions, full_precision
+from certframe_boundary.search import Adversarial, SearchOptions
 from certframe_boundary.sharing import SEARCHES
 
 
@@ -113,7 +113,7 @@ class Bsm(_AtBoundary):
             UsageError: the model has one class only, or its logits no gradient.
         """
         points = self.starts(model, inputs, targets)
-        with full_precision(inputs.device):
+        with certframe.full_precision(inputs.device):
             parts = [logit_gradient(model.module, x, c)[0].abs().sum(1) for x, c in zip(
                 torch.split(points, self.options.chunk), torch.split(targets, self.options.chunk), strict=True)]
         return certframe.Attribution(torch.cat(parts))
@@ -148,7 +148,7 @@ class Big(_AtBoundary):
         """
         o = self.options
         start = self.starts(model, inputs, targets)
-        with full_precision(inputs.device):
+        with certframe.full_precision(inputs.device):
             maps, logits = path_integral(model.module, start, inputs, targets, o.points, o.chunk)
         return certframe.Attribution(maps, logits)
 

@@ -12,7 +12,6 @@ from torch import Tensor
 
 import certframe
 from certframe_boundary.gradients import logit_gradient
-from certframe_boundary.search import full_precision
 from certframe_boundary.search.balls import Norm, column, confined, direction, free, into_ball, pixel_range
 from certframe_boundary.search.closest import ascent, margin
 
@@ -67,7 +66,7 @@ class Bsg:
         inputs = inputs.detach()
         spread = self.options.noise * (inputs.flatten(1).amax(1) - inputs.flatten(1).amin(1))
         draws = [column(spread) * rng.normal(*inputs.shape[1:]) for _ in range(self.options.samples)]
-        with full_precision(inputs.device):
+        with certframe.full_precision(inputs.device):
             points = self._smoothed_example(model, inputs, targets, draws)
             total = torch.zeros_like(inputs)
             for rows in self._together(draws, len(inputs)):

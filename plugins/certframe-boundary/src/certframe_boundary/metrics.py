@@ -13,7 +13,7 @@ from torch import Tensor
 import certframe
 from certframe_boundary.agi import Agi
 from certframe_boundary.gradients import logit_gradient, path_integral
-from certframe_boundary.search import SearchOptions, full_precision
+from certframe_boundary.search import SearchOptions
 from certframe_boundary.sharing import SEARCHES
 
 
@@ -100,7 +100,7 @@ class Alignment:
         found = SEARCHES.nearest(model, image, target, o)
         function = model.module
         agi = Agi(Agi.Options(classes=o.agi_classes, steps=o.agi_steps, bounds=o.bounds, chunk=o.chunk))
-        with full_precision(image.device):
+        with certframe.full_precision(image.device):
             sm, bsm = (logit_gradient(function, z, target)[0].abs().sum(1) for z in (image, found.images))
             ig, big = (path_integral(function, z, image, target, o.points, o.chunk)[0]
                        for z in (torch.full_like(image, o.baseline), found.images))

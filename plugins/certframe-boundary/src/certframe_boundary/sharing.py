@@ -44,7 +44,7 @@ class Searches:
     def nearest(self, model: certframe.Model, images: Tensor, labels: Tensor, options: SearchOptions) -> Adversarial:
         """As `search.nearest` with the model's module; what was found last for the same images is found again."""
         key = search_key(options), len(images) == 1
-        state = state_of(model.module)
+        state = certframe.weights_state(model.module)
         with self._lock:
             kept = self._known.setdefault(model.module, {}).get(key)
         if kept is None or not kept.is_for(state, images, labels):
@@ -63,9 +63,3 @@ def search_key(options: SearchOptions) -> str:
     """What of the options a search's result depends on, as text."""
     chosen = set(SearchOptions.model_fields) - {"chunk"}
     return json.dumps(options.model_dump(mode="json", include=chosen), sort_keys=True)
-
-
-def state_of(module: nn.Module) -> tuple[Any, ...]:
-    """Something that is different when weights have been replaced, changed or moved; read without waiting for them."""
-    return tuple((id(tensor), -1 if tensor.is_inference() else tensor._version, tensor.device, tensor.dtype)
-                 for tensor in (*module.parameters(), *module.buffers()))

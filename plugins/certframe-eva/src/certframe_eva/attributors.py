@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import weakref
 from collections.abc import Callable, Iterator
@@ -76,12 +75,6 @@ def _two(inputs: Tensor) -> Tensor:
     return torch.cat([inputs[:1], inputs[:1].flip(-1) * 0.5 + 0.1])
 
 
-def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Autocast is for the model; bounds in half precision would mean nothing."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()
-
 
 class Eva:
     """EVA(x, u) = F(B) − F(B_u): how much less other classes can come ahead when cell u is not perturbed.
@@ -128,7 +121,7 @@ class Eva:
         with torch.inference_mode(False), torch.no_grad():
             inputs = inputs.detach().clone()
             logits = model.module(inputs.clone()).float()
-            with _full_precision(inputs.device):
+            with certframe.full_precision(inputs.device):
                 maps = self._maps(model, inputs, targets, logits)
         return certframe.Attribution(maps.float(), logits)
 
@@ -244,7 +237,7 @@ class EvaHybrid:
             draws = [self._drawn(inputs, rng) for _ in range(o.samples)]
             boxes = [self._box(split.body, image, [draw[b] for draw in draws], fixed)
                      for b, image in enumerate(inputs)]
-            with _full_precision(inputs.device):
+            with certframe.full_precision(inputs.device):
                 dtype = getattr(torch, o.precision)
                 found = torch.cat([overlap(network, Region.box(low[None].to(dtype), high[None].to(dtype)),
                                            targets[b:b + 1], o.method, margin=o.margin)

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 from pydantic import BeforeValidator, Field
 from torch import Tensor
-from torch.nn import functional
 
 import certframe
 from certframe_eva.attack import AttackOptions, nearest, reach
@@ -68,7 +67,7 @@ class RobustnessSr:
         o, model = self.options, explanation.model
         assert model is not None
         levels = np.array(sorted(set(o.levels)))
-        scores = map_on_pixels(explanation.map, explanation.image)
+        scores = certframe.map_on_pixels(explanation.map, explanation.image)
         masks = top_masks(scores.abs() if o.ranking == "magnitude" else scores, levels, o.seed)
         distances = curve(model, explanation.image, explanation.target, masks, o)
         farthest = float(reach(explanation.image[None], torch.ones_like(masks[:1])[:, None], o.norm))
@@ -80,21 +79,6 @@ class RobustnessSr:
             result |= {f"robustness-sr.distance.{level:g}": float(v) for level, v in zip(levels, values, strict=True)}
         return result
 
-
-def map_on_pixels(attribution: Tensor, image: Tensor) -> Tensor:
-    """A map (h,w) at the size of the image (C,H,W), (H,W) float32: enlarged bilinearly, as the kernel does.
-
-    Raises:
-        UsageError: the map has more rows or columns than the image.
-    """
-    height, width = image.shape[1:]
-    if attribution.shape[0] > height or attribution.shape[1] > width:
-        raise certframe.UsageError(f"a map of {attribution.shape[0]}×{attribution.shape[1]} has no place on an image of"
-                                   f" {height}×{width}: this metric needs one value for each pixel")
-    if attribution.shape == (height, width):
-        return attribution.float()
-    return functional.interpolate(attribution.float()[None, None], size=(height, width), mode="bilinear",
-                                  align_corners=False)[0, 0]
 
 
 def top_masks(scores: Tensor, levels: np.ndarray, seed: int) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -102,7 +101,7 @@ class _Masks:
     def __call__(self, copies: slice, some: slice) -> Tensor:
         """(copies, masks, H, W) in [0, 1]; one row for all copies when they share their masks."""
         rows = slice(None) if self._shared else copies
-        with _full_precision(self._up.device):
+        with certframe.full_precision(self._up.device):
             tall = self._up[self._down_by[rows, some]] @ self._grids[rows, some].float()
             return tall @ self._across[self._right_by[rows, some]].mT
 
@@ -134,15 +133,9 @@ def _scores(split: certframe.Split, values: Sequence[Tensor], masks: Tensor, tar
 def _weighted_sum(scores: Tensor, masks: Tensor) -> Tensor:
     """(copies, masks) and (copies or 1, masks, H, W) → (copies, H, W)."""
     pixels = masks.flatten(2).expand(len(scores), -1, -1)
-    with _full_precision(scores.device):
+    with certframe.full_precision(scores.device):
         return torch.bmm(scores[:, None], pixels).reshape(-1, *masks.shape[2:])
 
-
-def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Autocast is for the model; masks and sums stay in float32."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()
 
 
 def _pieces(total: int, most: int) -> Iterator[slice]:

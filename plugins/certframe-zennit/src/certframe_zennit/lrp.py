@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -74,7 +73,7 @@ class Lrp:
                 cut at the layer, or the layer's output is not a map.
         """
         split = model.at(self.options.layer)
-        with _full_precision(inputs.device):
+        with certframe.full_precision(inputs.device):
             network = self._network(model, split, inputs)
             with torch.no_grad():
                 given = split.body(inputs.detach())
@@ -83,7 +82,7 @@ class Lrp:
 
     def _network(self, model: certframe.Model, split: certframe.Split, inputs: Tensor) -> Network:
         """The model's network with rules; built again when the model has changed or moved."""
-        state = _state(model.module)
+        state = certframe.weights_state(model.module)
         known = self._networks.get(model.module)
         if known is None or known[0] != state:
             known = state, self._build(split, inputs)
@@ -112,15 +111,3 @@ class Lrp:
                 f"what arrives at layer '{self.options.layer}' is {round(conserved, 2) + 0.0:.2f} of the logit; maps "
                 "rank pixels, but do not add up; another composite or a smaller epsilon may conserve",
                 UserWarning, stacklevel=4)
-
-
-def _state(module: nn.Module) -> tuple[Any, ...]:
-    """Something that is different when weights have been replaced, changed or moved; read without waiting for them."""
-    return tuple((id(tensor), -1 if tensor.is_inference() else tensor._version, tensor.device, tensor.dtype)
-                 for tensor in (*module.parameters(), *module.buffers()))
-
-
-def _full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from pydantic import Field
@@ -51,7 +50,7 @@ def nearest(function: Function, images: Tensor, labels: Tensor, options: SearchO
     Raises:
         UsageError: the model has one class only, or its logits no gradient.
     """
-    with full_precision(images.device):
+    with certframe.full_precision(images.device):
         parts = [_nearest(function, x, c, options) for x, c in zip(
             torch.split(images.detach(), options.chunk), torch.split(labels, options.chunk), strict=True)]
     return Adversarial(*(torch.cat([getattr(part, name) for part in parts])
@@ -81,10 +80,3 @@ def pulled_back(function: Function, images: Tensor, labels: Tensor, found: Adver
         lost = best.note(z, function(z))
         near, far = torch.where(lost, near, middle), torch.where(lost, middle, far)
     return best.result(found.images, found.classes)
-
-
-def full_precision(device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    """Autocast is for the model; margins and differences of logits in half precision would mean little."""
-    if torch.amp.is_autocast_available(device.type):
-        return torch.autocast(device.type, enabled=False)
-    return contextlib.nullcontext()
