@@ -10,7 +10,7 @@ import typer
 
 from certframe.cli.options import Json, complete_any
 from certframe.errors import UsageError, suggest
-from certframe.registry import HOOKS, REGISTERED, default_registry
+from certframe.registry import REGISTERED, default_registry
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Write and check plugins.")
 
@@ -19,8 +19,8 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Write
 def new(
     name: Annotated[str, typer.Argument(help="Name of the new implementation: lower-case letters, digits and -.",
                                         show_default=False)],
-    kind: Annotated[str, typer.Option("--kind", help=f"One of {', '.join(HOOKS)}.",
-                                      autocompletion=lambda: list(HOOKS))] = "attributor",
+    kind: Annotated[str, typer.Option("--kind", help=f"One of {', '.join(REGISTERED)}.",
+                                      autocompletion=lambda: list(REGISTERED))] = "attributor",
     directory: Annotated[Path, typer.Option("--directory", help="Where the new distribution's folder goes.")] = Path(),
 ) -> None:
     """Write a plugin distribution that installs, is found and passes its tests as it stands.

@@ -13,8 +13,7 @@ import jinja2
 
 from certframe.errors import UsageError, suggest
 from certframe.files import disk_error
-from certframe.protocols import KINDS
-from certframe.registry import default_registry
+from certframe.registry import REGISTERED, default_registry
 
 __all__ = ["create"]
 
@@ -36,6 +35,7 @@ _EXAMPLES = {
     "metric": ("centre of mass of the certified important pixels", ("numpy",)),
     "dataset": ("discs and squares, drawn", ("pillow", "pydantic")),
     "executor": ("threads of this process", ("pydantic",)),
+    "command": ("the images of a run, those of which most is certified first", ("typer",)),
 }
 """Kind → what the example does, in one line, and what it imports besides certframe."""
 
@@ -44,7 +44,7 @@ def create(kind: str, name: str, directory: Path) -> list[Path]:
     """Write a new distribution ``certframe-<name>`` with one plugin, a working example of its kind.
 
     Args:
-        kind: a plugin kind.
+        kind: a plugin kind, or "command".
         name: name of the plugin: lower-case letters, digits and single dashes, beginning with a letter.
         directory: where the distribution's folder goes; made when it does not exist.
 
@@ -82,22 +82,24 @@ def _vocabulary(kind: str, name: str) -> dict[str, str]:
     Raises:
         UsageError: the kind or the name cannot be used.
     """
-    if kind not in KINDS:
-        raise UsageError(f"unknown plugin kind '{kind}'{suggest(kind, KINDS) or ';'} it is one of {', '.join(KINDS)}")
+    if kind not in REGISTERED:
+        raise UsageError(f"unknown plugin kind '{kind}'{suggest(kind, REGISTERED) or ';'} it is one of "
+                         f"{', '.join(REGISTERED)}")
     if not _NAME.fullmatch(name):
         raise UsageError(f"plugin name '{name}': use lower-case letters, digits and single dashes between them, "
                          "beginning with a letter, such as edge-energy")
     if name == "certframe" or name.startswith("certframe-"):
         raise UsageError(f"plugin name '{name}': leave 'certframe-' out, the distribution's name begins with it anyway")
-    class_name = "".join(word.capitalize() for word in name.split("-"))
-    if keyword.iskeyword(class_name):
-        raise UsageError(f"plugin name '{name}': {class_name} cannot be the name of a class in Python, choose another")
+    what = "function" if kind == "command" else "class"
+    target = "main" if kind == "command" else "".join(word.capitalize() for word in name.split("-"))
+    if keyword.iskeyword(target):
+        raise UsageError(f"plugin name '{name}': {target} cannot be the name of a class in Python, choose another")
     owners = [entry.distribution for entry in default_registry().entries(kind) if entry.name == name]
     if owners:
         raise UsageError(f"the {kind} '{name}' is registered by {' and '.join(owners)} already: choose another name")
     summary, imports = _EXAMPLES[kind]
     return {
-        "kind": kind, "name": name, "class_name": class_name, "summary": summary,
+        "kind": kind, "name": name, "target": target, "what": what, "summary": summary,
         "distribution": f"certframe-{name}", "package": f"certframe_{name.replace('-', '_')}",
         "article": "an" if kind[0] in "aeiou" else "a",
         "dependencies": ", ".join(f'"{requirement}"' for requirement in (_certframe(), *imports)),

@@ -17,7 +17,7 @@ import pytest
 
 import certframe
 from certframe.errors import CertframeError, UsageError
-from certframe.protocols import KINDS
+from certframe.registry import REGISTERED
 from certframe.scaffold import create
 from certframe.testing import checks_for
 
@@ -40,7 +40,7 @@ print(json.dumps({"found": found, "broken": [b.reason for b in registry.broken]}
 def new(tmp_path_factory):
     """One new distribution of every kind, installed by pip into an environment of its own, without network."""
     place = tmp_path_factory.mktemp("new")
-    files = {kind: create(kind, f"my-{kind}", place / "src") for kind in KINDS}
+    files = {kind: create(kind, f"my-{kind}", place / "src") for kind in REGISTERED}
     environment = place / "environment"
     venv.create(environment)
     scripts = environment / ("Scripts" if os.name == "nt" else "bin")
@@ -77,9 +77,9 @@ def test_pip_installs_what_was_written(new):
 
 
 def test_each_is_found_by_its_entry_point_and_passes_the_conformance_kit(new):
-    answer = json.loads(run([new.python, "-c", CHECK_ALL, *KINDS], cwd=new.place))
+    answer = json.loads(run([new.python, "-c", CHECK_ALL, *REGISTERED], cwd=new.place))
     assert answer["broken"] == []
-    for kind in KINDS:
+    for kind in REGISTERED:
         found = answer["found"][kind]
         assert found["failed"] == []
         assert found["number"] == len(checks_for(kind))
@@ -92,7 +92,7 @@ def test_each_passes_its_own_tests_against_the_installed_package(new):
     output = run([new.python, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "error", "--import-mode=importlib",
                   "--rootdir", new.place, "-c", new.files["model"][0], *folders], cwd=new.place)
     passed = int(re.search(r"(\d+) passed", output)[1])
-    conformance = sum(len(checks_for(kind)) for kind in KINDS)
+    conformance = sum(len(checks_for(kind)) for kind in REGISTERED)
     assert passed > 0.9 * conformance
     assert "failed" not in output
 
@@ -105,7 +105,7 @@ def test_the_command_line_checks_a_new_distribution_by_its_name(new):
 
 
 def test_the_hook_modules_import_nothing_heavy(new):
-    names = [f"certframe_my_{kind}" for kind in KINDS]
+    names = [f"certframe_my_{kind}" for kind in REGISTERED]
     heavy = ("torch", "numpy", "scipy", "PIL")
     run([new.python, "-c", f"import sys, {', '.join(names)}; sys.exit(any(m in sys.modules for m in {heavy!r}))"])
 
@@ -203,7 +203,7 @@ def test_a_place_that_is_a_file_is_one_line(tmp_path):
         create("metric", "edge", file)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", REGISTERED)
 @pytest.mark.parametrize("name", ["tensor", "options", "lambda", "x2"])
 def test_names_that_look_like_something_else_compile(tmp_path, kind, name):
     for path in create(kind, name, tmp_path):
