@@ -1,5 +1,8 @@
 """Does BIG lie in the object's box more than other attributions do? The localization table of [BND], and its boxplots.
 
+And does a map that looks like the one at the boundary lie there more than others? The correlation of alignment with
+localization.
+
     python scripts/reproduction/boundary_localization.py --data BOXED --docs --out RUN            # what is missing
     python scripts/reproduction/boundary_localization.py --data BOXED --docs --out RUN --tables   # only the page
 
@@ -21,9 +24,10 @@ import numpy as np
 import torch
 from certframe_boundary.attributors import Bsm
 from certframe_boundary.gradients import logit_gradient
+from certframe_boundary.metrics import apart, unit
 from eva_methods import Line, Lines, fingerprint
 from pages import publish, table
-from scipy.stats import wilcoxon
+from scipy.stats import spearmanr, wilcoxon
 from torch import Tensor
 
 import certframe
@@ -40,6 +44,8 @@ METRICS: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {
     "Loc": box_overlap, "EG": energy_inside, "PP": positive_share, "Con": concentration}
 PUBLISHED = {"BIG": (.38, .54, .87, 4.35), "IG": (.34, .50, .51, 3.97), "SM": (.33, .47, .50, 3.92)}
 """Loc, EG, PP and Con in [BND], on its standard ResNet-50."""
+ALIGNED = (("SM", "BSM"), ("IG", "BIG"), ("IG", "AGI"))
+"""Maps at the image, and those at the boundary that they are compared with."""
 SMOOTH, NOISE = 50, 0.1
 Map = Callable[[certframe.Model, Tensor, Tensor, certframe.Rng], Tensor]
 
@@ -84,10 +90,11 @@ def compute(model: certframe.Model, data: certframe.Dataset, chosen: Sequence[in
             target = model.module(image[None]).argmax(1)
             inside = box_mask(boxes, image)
             rng = CopyRng(0, sample.name, "localization", range(1), image.device)
-            maps = {name: method(model, image[None], target, rng)[0].double().numpy()
-                    for name, method in METHODS.items()}
-            lines.add(index, {"found": {name: [metric(z, inside) for metric in METRICS.values()]
-                                        for name, z in maps.items()}, "share": float(inside.mean())})
+            maps = {name: method(model, image[None], target, rng)[0].double() for name, method in METHODS.items()}
+            lines.add(index, {"found": {name: [metric(z.numpy(), inside) for metric in METRICS.values()]
+                                        for name, z in maps.items()}, "share": float(inside.mean()),
+                              "apart": [[apart(maps[a], maps[b]), apart(unit(maps[a]), unit(maps[b]))]
+                                        for a, b in ALIGNED]})
         print(f"{count} of {len(chosen)} photographs", flush=True)
 
 
@@ -125,6 +132,23 @@ def difference(gap: np.ndarray) -> str:
     return f"{gap.mean():+.3f} ({low:+.3f} to {high:+.3f}), p = {p:.2g}"
 
 
+def correlations(found: Mapping[str, np.ndarray], done: Sequence[Line]) -> str:
+    """Spearman's ρ over photographs, of the distance between two maps with the localization of the first of them."""
+    distances = np.array([line["apart"] for line in done], dtype=float)
+    rows = []
+    for i, (a, b) in enumerate(ALIGNED):
+        for j, what in enumerate(("", " of norm 1")):
+            rows.append([f"{a} and {b}{what}", f"{distances[:, i, j].mean():.3g}",
+                         *(correlation(distances[:, i, j], column) for column in found[a].T)])
+    return str(table(["", "mean distance", *(f"with {name}" for name in METRICS)], rows))
+
+
+def correlation(distance: np.ndarray, quality: np.ndarray) -> str:
+    """With the two-sided p-value."""
+    result = spearmanr(distance, quality)
+    return f"{result.statistic:+.2f}, p = {result.pvalue:.2g}"
+
+
 def reading(found: Mapping[str, np.ndarray], done: Sequence[Line]) -> str:
     """How many photographs, and where BIG is."""
     places = []
@@ -158,7 +182,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, metavar="BOXED", help="photographs with boxes")
     parser.add_argument("--out", type=Path, default=Path("runs/boundary"), metavar="DIR", help="results "
                         "(runs/boundary); what is there is not computed again")
-    parser.add_argument("--images", type=int, default=20, metavar="N", help="number of photographs (20)")
+    parser.add_argument("--images", type=int, default=30, metavar="N", help="number of photographs (30)")
     parser.add_argument("--tables", action="store_true", help="only make tables and figure, from what is stored")
     parser.add_argument("--docs", action="store_true", help="write them into the documentation")
     given = parser.parse_args()
@@ -167,7 +191,8 @@ def main() -> None:
     data: certframe.Dataset = component("dataset", f"boxes:{given.data}").build()
     model: certframe.Model = certframe.default_registry().find("model", "lite0").load()()
     chosen = np.random.default_rng(0).permutation(len(data))[:given.images].tolist()
-    lines = Lines(given.out / "localization.jsonl", fingerprint(weights_hash(model.module), repr(list(METHODS))))
+    made_of = fingerprint(weights_hash(model.module), repr([list(METHODS), ALIGNED]))
+    lines = Lines(given.out / "localization.jsonl", made_of)
     if not given.tables:
         compute(model, data, chosen, lines)
     stored = lines.by_image()
@@ -176,7 +201,8 @@ def main() -> None:
         parser.error(f"{given.out} has fewer than two photographs: run it without --tables first")
     found = collect(done)
     publish(PAGE, {"localization-reading": reading(found, done), "localization": means(found),
-                   "localization-differences": differences(found)}, docs=given.docs)
+                   "localization-differences": differences(found),
+                   "localization-alignment": correlations(found, done)}, docs=given.docs)
     boxplots(found, (PAGE.parent if given.docs else given.out) / "boundary-localization.png")
 
 
