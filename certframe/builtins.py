@@ -103,6 +103,7 @@ def certframe_datasets(register: Register) -> None:
 def certframe_executors(register: Register) -> None:
     """Places of work."""
     register("local", "certframe.executors.local:Local", "this process")
+    register("processes", "certframe.executors.processes:Processes", "several processes of this machine")
 
 
 @hookimpl
