@@ -119,11 +119,24 @@ def find_runs(paths: Iterable[Path]) -> list[Run]:
 def values_of(runs: Sequence[Run], registry: Registry | None = None) -> list[Value]:
     """All numbers of the runs' ledgers; methods are looked up for their families."""
     names = _names([run.path for run in runs])
-    # Among all runs: one may be there to see what an option of the same method does.
-    all_methods = list({c.fingerprint: c for run in runs for c in run.config.attributor}.values())
-    methods = {c.fingerprint: (name, family(c, registry))
-               for c, name in zip(all_methods, distinct(all_methods), strict=True)}
+    methods = _methods(list({c.fingerprint: c for run in runs for c in run.config.attributor}.values()), registry)
     return [value for run, name in zip(runs, names, strict=True) for value in _of_run(run, name, methods)]
+
+
+def _methods(components: Sequence[Component], registry: Registry | None) -> dict[str, tuple[str, str]]:
+    """Fingerprint → name and family. Options are named where methods of one name and layer differ in them.
+
+    Among all runs: one may be there to see what an option of the same method does.
+    """
+    found: dict[str, tuple[str, str]] = {}
+    for layer in dict.fromkeys(map(_layer, components)):
+        here = [c for c in components if _layer(c) == layer]
+        found |= {c.fingerprint: (name, family(c, registry)) for c, name in zip(here, distinct(here), strict=True)}
+    return found
+
+
+def _layer(method: Component) -> str:
+    return str(method.options.get("layer", "input"))
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
@@ -150,8 +163,8 @@ def _of_run(run: Run, name: str, methods: Mapping[str, tuple[str, str]]) -> list
             certificate = run.certificate(row["image"], row["cell"], row["certifier"])
             groups[key] = Group(
                 run=name, data=_data_name(config.dataset), model=_model_name(config.model),
-                method=_without_layer(methods[method.fingerprint][0]), family=methods[method.fingerprint][1],
-                layer=str(method.options.get("layer", "input")), sigma=spec.sigma,
+                method=methods[method.fingerprint][0], family=methods[method.fingerprint][1], layer=_layer(method),
+                sigma=spec.sigma,
                 certifier=certifiers.get(row["certifier"], row["certifier"].rpartition("-")[0]),
                 radius=float(certificate.radius))
         metric, level = split_level(row["metric"])
@@ -182,13 +195,6 @@ def _model_name(model: Component) -> str:
 def _data_name(dataset: Component) -> str:
     path = dataset.options.get("path") or dataset.options.get("store")
     return f"{dataset.name}:{Path(path).name}" if path else dataset.name
-
-
-def _without_layer(name: str) -> str:
-    """The layer has a column of its own."""
-    head, _, rest = name.partition(" (")
-    parts = [part for part in rest.removesuffix(")").split(", ") if part and not part.startswith("layer=")]
-    return f"{head} ({', '.join(parts)})" if parts else head
 
 
 def _key(level: float) -> float:

@@ -130,6 +130,13 @@ def test_a_method_with_other_options_in_another_run_is_told_apart(tmp_path: Path
         ("0", "toy-random"), ("3", "toy-random"), ("0", "toy-weighted (offset=0)"), ("3", "toy-weighted (offset=3)")}
 
 
+def test_options_are_named_where_name_and_layer_do_not_tell_methods_apart() -> None:
+    methods = [component("attributor", {"name": "occlusion", **options}) for options in (
+        {"layer": "final"}, {"layer": "input", "patch": 4}, {"layer": "input", "patch": 8})]
+    names = comparing._methods(methods, None)
+    assert [names[m.fingerprint][0] for m in methods] == ["occlusion", "occlusion (patch=4)", "occlusion (patch=8)"]
+
+
 def test_tables_are_written_as_csv_and_parquet(tmp_path: Path) -> None:
     everything = values(GROUP, [0.1, 0.5], "certified", 25.0) + values(replace(GROUP, method="b"), [0.1, 0.7],
                                                                       "certified", 25.0)

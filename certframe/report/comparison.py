@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +128,7 @@ def _stacked(found: Sequence[Summary], axis: Callable[[Summary], float], name: s
             axes.bar(range(len(places)), heights, bottom=base, color=colour, width=0.8)
             base = [b + h for b, h in zip(base, heights, strict=True)]
         axes.set_xticks(range(len(places)), [f"{place:.3g}" for place in places])
-        axes.set_title(f"{method}\n{layer}", fontsize=8)
+        axes.set_title(f"{textwrap.fill(method, 28)}\n{layer}", fontsize=8)
         axes.set_ylim(0, 100)
         axes.set_xlabel(name, fontsize=8)
         _tidy(axes)

@@ -13,11 +13,10 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "studies"))
@@ -28,8 +27,10 @@ from certframe.comparing import Group, Paired, Summary, Value, find_runs, paired
 
 HERE = Path(__file__).resolve().parent
 PAGE = HERE.parents[1] / "docs" / "reproduction" / "pixel.md"
-PICTURES = {"certified-against-radius": "radius", "certified-against-K": "k", "gridpg-against-radius": "gridpg",
-            "plane": "plane", "deletion": "deletion"}
+PICTURES = {"certified-against-radius-imagenet*-K50": "radius", "certified-against-K-imagenet*": "k",
+            "gridpg-against-radius*-K50": "gridpg", "gridpg-against-K*": "gridpg-k", "plane*-K50": "plane",
+            "deletion-imagenet*": "deletion"}
+"""Figures of the comparison, of which the first of a kind is shown, and what they are called beside the page."""
 LAYERS = ("input", "final")
 
 
@@ -84,29 +85,25 @@ def share(found: Summary | None, *, best: bool = False) -> str:
 Column = tuple[str, Callable[[Summary], bool]]
 
 
-def by_method(found: Iterable[Summary], columns: Sequence[Column], *, bold: bool = True) -> str:
-    """A row for each method, in the order of the families, and a column for each question; the largest may be bold."""
+def by_method(found: Iterable[Summary], columns: Sequence[Column], bold: Collection[Group] = ()) -> str:
+    """A row for each method, by family, and a column for each question; the largest of those in `bold` is bold."""
     cells: dict[str, dict[str, Summary]] = {}
     for one in found:
         for name, wanted in columns:
             if wanted(one):
                 cells.setdefault(title(one.group), {})[name] = one
     order = sorted(cells, key=lambda method: next(iter(cells[method].values())).group.family)
-    best = {name: max((row[name].mean for row in cells.values() if name in row), default=0.0) for name, _ in columns}
-    rows = [[method, *(share(one, best=bold and one is not None and one.mean == best[name] > 0) for name, _ in columns
-                       for one in [cells[method].get(name)])]
+    best = {name: max((row[name].mean for row in cells.values() if name in row and row[name].group in bold),
+                      default=math.inf) for name, _ in columns}
+    rows = [[method, *(share(one, best=one is not None and one.group in bold and one.mean == best[name])
+                       for name, _ in columns for one in [cells[method].get(name)])]
             for method in order]
     return str(table(["", *(name for name, _ in columns)], rows))
 
 
-def plain(method: str) -> str:
-    """A method's name without its options, which are in the study's file."""
-    return re.sub(r" \(.*\)$", "", method)
-
-
 def title(group: Group) -> str:
     """The method, and the model where the study has other models than one."""
-    return f"`{plain(group.method)}`" + ("" if group.model == "lite0" else f", {group.model}")
+    return f"`{group.method}`" + ("" if group.model == "lite0" else f", {group.model}")
 
 
 def at(metric: str, sigma: float, level: float = math.nan) -> Callable[[Summary], bool]:
@@ -115,21 +112,23 @@ def at(metric: str, sigma: float, level: float = math.nan) -> Callable[[Summary]
                       and (s.level == level or (math.isnan(level) and math.isnan(s.level))))
 
 
-def areas(found: Sequence[Summary], layer: str, sigmas: Sequence[float], levels: Sequence[float]) -> str:
+def areas(found: Sequence[Summary], layer: str, sigmas: Sequence[float], levels: Sequence[float],
+          bold: Collection[Group]) -> str:
     """%certified, mean over K, at every σ; and the share certified important for every K at the smallest σ."""
     chosen = [s for s in found if s.group.layer == layer]
     return by_method(chosen, [
         *((f"σ = {sigma:g}", at("certified, mean", sigma)) for sigma in sigmas),
-        *((f"important, K = {level:g}", at("certified1", sigmas[0], level)) for level in levels)])
+        *((f"important, K = {level:g}", at("certified1", sigmas[0], level)) for level in levels)], bold)
 
 
-def pointing(found: Sequence[Summary], layer: str, sigmas: Sequence[float], levels: Sequence[float]) -> str:
+def pointing(found: Sequence[Summary], layer: str, sigmas: Sequence[float], levels: Sequence[float],
+             bold: Collection[Group]) -> str:
     """Certified GridPG, mean over K at every σ, for every K at the smallest σ, and of the clean map."""
     chosen = [s for s in found if s.group.layer == layer]
     return by_method(chosen, [
         *((f"σ = {sigma:g}", at("certified-gridpg, mean", sigma)) for sigma in sigmas),
         *((f"K = {level:g}", at("certified-gridpg", sigmas[0], level)) for level in levels),
-        ("clean map", at("gridpg", sigmas[0]))])
+        ("clean map", at("gridpg", sigmas[0]))], bold)
 
 
 def faithfulness(found: Sequence[Summary], layer: str, sigma: float) -> str:
@@ -138,17 +137,29 @@ def faithfulness(found: Sequence[Summary], layer: str, sigma: float) -> str:
     return by_method(chosen, [(title, at(metric, sigma)) for title, metric in (
         ("drop at the first K", "certified-faithfulness.drop"), ("random pixels", "certified-faithfulness.random-drop"),
         ("not certified pixels", "certified-faithfulness.uncertified-drop"), ("deletion (lower is better)",
-                                                                              "deletion.auc"))], bold=False)
+                                                                              "deletion.auc"))])
 
 
 # -- findings ---------------------------------------------------------------------------------------------------------
 
 
+def telling(values: Iterable[Value]) -> set[Group]:
+    """Those with a certified important pixel on half of the images or more.
+
+    The others have constant maps, but for rounding, or are certified nowhere; of a constant map everything is certified
+    unimportant.
+    """
+    found: dict[Group, dict[str, bool]] = {}
+    for value in values:
+        if value.metric == "certified1":
+            images = found.setdefault(value.group, {})
+            images[value.image] = images.get(value.image, False) or value.value > 0
+    return {group for group, images in found.items() if 2 * sum(images.values()) >= len(images)}
+
+
 def order(found: Iterable[Summary], metric: str, model: str, layer: str, sigma: float) -> list[Summary]:
-    """The methods, the largest mean first; those left out that have no important pixel, their maps being constant."""
-    important = {s.group for s in found if s.metric == "certified1" and s.mean > 0}
-    chosen = [s for s in found if s.group.model == model and s.group.layer == layer and at(metric, sigma)(s)
-              and s.group in important]
+    """The methods, the largest mean first."""
+    chosen = [s for s in found if s.group.model == model and s.group.layer == layer and at(metric, sigma)(s)]
     return sorted(chosen, key=lambda s: -s.mean)
 
 
@@ -159,7 +170,7 @@ def leaders(found: Sequence[Summary], pairs: Sequence[Paired], metric: str, sigm
         ranked = order(found, metric, model, layer, sigma)
         if len(ranked) < 3:
             continue
-        names = [plain(s.group.method) for s in ranked]
+        names = [s.group.method for s in ranked]
         lead = next((p for p in pairs if p.metric == metric and {p.first, p.second} ==
                      {ranked[0].group, ranked[1].group}), None)
         first = ", ".join(f"`{name}` {100 * s.mean:.1f}" for name, s in zip(names[:3], ranked, strict=False))
@@ -223,7 +234,7 @@ def size(values: Sequence[Value]) -> str:
 def pictures(out: Path, folder: Path) -> None:
     """Put the figures of the comparison beside the page."""
     for start, name in PICTURES.items():
-        for file in sorted((out / "comparison").glob(f"{start}*.png")):
+        for file in sorted((out / "comparison").glob(f"{start}.png")):
             shutil.copyfile(file, folder / f"pixel-{name}.png")
             break
 
@@ -252,13 +263,14 @@ def main() -> None:
     on = {data: [s for s in found if data_of(s.group) == data] for data in ("photographs", "grids")}
     sigmas = sorted({value.group.sigma for value in values})
     levels = sorted({value.level for value in values if value.metric == "certified1"}, reverse=True)
-    parts = {"size": size(values)}
+    parts, kept = {"size": size(values)}, telling(values)
     for layer in LAYERS:
-        parts[f"areas-{layer}"] = areas(on["photographs"], layer, sigmas, levels)
-        parts[f"pointing-{layer}"] = pointing(on["grids"], layer, sigmas, levels)
+        parts[f"areas-{layer}"] = areas(on["photographs"], layer, sigmas, levels, kept)
+        parts[f"pointing-{layer}"] = pointing(on["grids"], layer, sigmas, levels, kept)
         parts[f"faithfulness-{layer}"] = faithfulness(on["photographs"], layer, sigmas[0])
-    parts["robust"] = leaders(on["photographs"], pairs, "certified, mean", sigmas)
-    parts["localizing"] = leaders(on["grids"], pairs, "certified-gridpg, mean", sigmas)
+    for part, data, metric in (("robust", "photographs", "certified, mean"),
+                               ("localizing", "grids", "certified-gridpg, mean")):
+        parts[part] = leaders([s for s in on[data] if s.group in kept], pairs, metric, sigmas)
     parts["falls"] = falls(on["photographs"], sigmas, levels)
     publish(PAGE, parts, docs=given.docs)
     if given.docs:
