@@ -163,7 +163,7 @@ def order(found: Iterable[Summary], metric: str, model: str, layer: str, sigma: 
     return sorted(chosen, key=lambda s: -s.mean)
 
 
-def leaders(found: Sequence[Summary], pairs: Sequence[Paired], metric: str, sigmas: Sequence[float]) -> str:
+def leaders(found: Sequence[Summary], values: Sequence[Value], metric: str, sigmas: Sequence[float]) -> str:
     """For each model, layer and σ: the first three, the lead of the first, and where `lrp` and `rise` are."""
     rows = []
     for model, layer, sigma in itertools.product(sorted({s.group.model for s in found}), LAYERS, sigmas):
@@ -171,8 +171,8 @@ def leaders(found: Sequence[Summary], pairs: Sequence[Paired], metric: str, sigm
         if len(ranked) < 3:
             continue
         names = [s.group.method for s in ranked]
-        lead = next((p for p in pairs if p.metric == metric and {p.first, p.second} ==
-                     {ranked[0].group, ranked[1].group}), None)
+        two = {ranked[0].group, ranked[1].group}
+        lead = next(iter(paired([value for value in values if value.group in two], metric)), None)
         first = ", ".join(f"`{name}` {100 * s.mean:.1f}" for name, s in zip(names[:3], ranked, strict=False))
         rows.append([model, layer, f"{sigma:g}", first, lead_of(lead, ranked[0].group), place(names, "lrp"),
                      place(names, "rise")])
@@ -259,7 +259,6 @@ def main() -> None:
     values = values_of(find_runs([given.out / "study"]))
     means = [value for metric in ("certified", "certified-gridpg") for value in averaged(values, metric)]
     found = summaries([*values, *means])
-    pairs = [pair for metric in ("certified, mean", "certified-gridpg, mean") for pair in paired(means, metric)]
     on = {data: [s for s in found if data_of(s.group) == data] for data in ("photographs", "grids")}
     sigmas = sorted({value.group.sigma for value in values})
     levels = sorted({value.level for value in values if value.metric == "certified1"}, reverse=True)
@@ -270,7 +269,7 @@ def main() -> None:
         parts[f"faithfulness-{layer}"] = faithfulness(on["photographs"], layer, sigmas[0])
     for part, data, metric in (("robust", "photographs", "certified, mean"),
                                ("localizing", "grids", "certified-gridpg, mean")):
-        parts[part] = leaders([s for s in on[data] if s.group in kept], pairs, metric, sigmas)
+        parts[part] = leaders([s for s in on[data] if s.group in kept], means, metric, sigmas)
     parts["falls"] = falls(on["photographs"], sigmas, levels)
     publish(PAGE, parts, docs=given.docs)
     if given.docs:
