@@ -199,9 +199,9 @@ def require_samples(config: RunConfig, certifiers: Sequence[Certifier], pixels: 
     for certifier, component in zip(certifiers, config.certifier, strict=True):
         needed = certifier.min_samples(pixels, levels)
         if config.samples < needed:
-            raise UsageError(f"{config.samples} samples cannot certify anything: certifier '{component.name}' needs at "
-                             f"least {needed} for {what} (use --samples {needed} or more, or a smaller tau or larger "
-                             "alpha)")
+            raise UsageError(f"setting samples: {config.samples} samples cannot certify anything: certifier "
+                             f"'{component.name}' needs at least {needed} for {what} (use --samples {needed} or more, "
+                             "or a smaller tau or larger alpha)")
 
 
 def require_fit(config: RunConfig, certifiers: Sequence[Certifier], sparsifier: Sparsifier) -> None:

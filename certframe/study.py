@@ -130,7 +130,7 @@ def _runs(content: Mapping[str, Any], overrides: Sequence[str], settings: dict[s
                 request, overrides, settings=settings, registry=registry, source="the study")))
     _distinct("run", [run.folder for run in runs])
     for run in runs:
-        _require_proof(run, registry)
+        proof_of(run.config, registry)  # a model may ask for more copies still, which its run says
     # Data sets that need a model to be made come last: other mistakes are found before it is loaded.
     sets_of_runs = {run.config.dataset.fingerprint: run.config.dataset for run in runs}.values()
     for found in sorted(sets_of_runs, key=lambda c: bool(getattr(
@@ -138,15 +138,6 @@ def _runs(content: Mapping[str, Any], overrides: Sequence[str], settings: dict[s
         if len(found.build(registry)) == 0:
             raise UsageError(f"data set '{found.name}' has no images: give one that has")
     return runs
-
-
-def _require_proof(run: StudyRun, registry: Registry) -> None:
-    """Refuse a run that could not certify anything; a model may ask for more copies still, which it says."""
-    try:
-        proof_of(run.config, registry)
-    except UsageError as error:
-        few = "samples cannot certify" in str(error)
-        raise UsageError(f"setting samples: {error}" if few else str(error)) from error
 
 
 def _table(content: Any) -> StudyTable:
