@@ -119,9 +119,17 @@ def _settle(factory: bytes, threads: int) -> None:
         import torch
 
         torch.set_num_threads(threads)
-        _worker = pickle.loads(factory)()
+        _worker = _received(factory)()
     except Exception as error:
         _worker = error
+
+
+def _received(factory: bytes) -> Factory:
+    try:
+        return pickle.loads(factory)  # type: ignore[no-any-return]
+    except (ImportError, AttributeError) as error:  # of what was defined in a notebook, or in a file that is no module
+        raise CertframeError(f"a process of executor 'processes' does not find what the run needs ({one_line(error)}): "
+                             "use 'local', or plugins that are installed") from error
 
 
 def _end_with_parent() -> None:

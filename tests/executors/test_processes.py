@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-import functools
+import operator
 import os
 import signal
 import subprocess
 import sys
 import time
+import types
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +22,13 @@ from certframe.executors.processes import Processes
 from certframe.protocols import Executor
 
 
-class Acting:
-    """Does what a task says."""
-
-    def __init__(self, factor: int) -> None:
-        self.factor = factor
-
-    def __call__(self, task: tuple[str, Any]) -> Any:
-        verb, value = task
-        if verb == "die":
-            os._exit(3)
-        if verb == "sleep":
-            time.sleep(value)
-        if verb == "environment":
-            return os.getpid(), torch.get_num_threads(), signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-        return value * self.factor
-
-
 def started(workers: int = 2) -> Processes:
+    """Processes whose worker does what a task says: tasks are calls.
+
+    Nothing of this file is sent to them, because a process could not import it: tests are not installed.
+    """
     executor = Processes(Processes.Options(workers=workers))
-    executor.start(functools.partial(Acting, 3))
+    executor.start(partial(operator.methodcaller, "__call__"))
     return executor
 
 
@@ -55,37 +44,38 @@ def test_tasks_are_done_elsewhere_and_tensors_come_back_whole() -> None:
     executor = started()
     assert isinstance(executor, Executor)
     try:
-        tensors = [executor.submit(("scale", torch.full((1000,), float(i)))) for i in range(6)]
+        tensors = [executor.submit(partial(torch.mul, torch.full((1000,), float(i)), 3)) for i in range(6)]
         for i, future in enumerate(tensors):
             assert torch.equal(future.result(), torch.full((1000,), 3.0 * i))
-        pid, threads, ignoring = executor.submit(("environment", None)).result()
-        assert pid != os.getpid()
+        assert executor.submit(partial(os.getpid)).result() != os.getpid()
+        threads = executor.submit(partial(torch.get_num_threads)).result()
         assert threads == max(1, torch.get_num_threads() // 2)
-        assert ignoring, "Ctrl-C is for the first process"
+        handler = executor.submit(partial(signal.getsignal, signal.SIGINT)).result()
+        assert handler is signal.SIG_IGN, "Ctrl-C is for the first process"
     finally:
         executor.close()
 
 
 def test_close_does_not_wait_for_what_is_under_way() -> None:
     executor = started(1)
-    pid, *_ = executor.submit(("environment", None)).result()
-    executor.submit(("sleep", 600))
+    pid = executor.submit(partial(os.getpid)).result()
+    executor.submit(partial(time.sleep, 600))
     time.sleep(0.2)
     begin = time.monotonic()
     executor.close()
     assert time.monotonic() - begin < 60
     assert gone(pid)
     with pytest.raises(CertframeError, match="has not been started"):
-        executor.submit(("scale", 1))
+        executor.submit(partial(abs, 1))
 
 
 def test_a_process_that_ends_is_reported_with_a_way_out() -> None:
     executor = started(1)
     try:
         with pytest.raises(CertframeError, match="perhaps for want of memory: try fewer"):
-            executor.submit(("die", None)).result()
+            executor.submit(partial(os._exit, 3)).result()
         with pytest.raises(CertframeError, match="try fewer"):
-            executor.submit(("scale", 1)).result()
+            executor.submit(partial(abs, 1)).result()
     finally:
         executor.close()
 
@@ -95,16 +85,30 @@ def test_what_cannot_be_sent_is_refused_at_the_start() -> None:
         Processes().start(lambda: lambda task: task)
 
 
+def test_what_a_process_cannot_import_is_the_users_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = types.ModuleType("only_here")
+    exec("def factory():\n    return abs\n", here.__dict__)
+    monkeypatch.setitem(sys.modules, "only_here", here)
+    executor = Processes(Processes.Options(workers=1))
+    executor.start(here.factory)
+    try:
+        with pytest.raises(CertframeError, match=r"does not find what the run needs \(.*only_here.*: use 'local'"):
+            executor.submit(partial(abs, 1)).result()
+    finally:
+        executor.close()
+
+
 def test_processes_end_with_the_one_that_they_work_for(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text(f"""
-import functools, sys
-sys.path.insert(0, {str(Path(__file__).parent)!r})
-from test_processes import started
+    script.write_text("""
+import operator, os, time
+from functools import partial
+from certframe.executors.processes import Processes
 if __name__ == "__main__":
-    executor = started(1)
-    print(executor.submit(("environment", None)).result()[0], flush=True)
-    executor.submit(("sleep", 600)).result()
+    executor = Processes(Processes.Options(workers=1))
+    executor.start(partial(operator.methodcaller, "__call__"))
+    print(executor.submit(partial(os.getpid)).result(), flush=True)
+    executor.submit(partial(time.sleep, 600)).result()
 """)
     process = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
