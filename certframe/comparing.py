@@ -10,7 +10,8 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,14 +21,13 @@ from certframe.config import Component, distinct
 from certframe.errors import CertframeError, UsageError
 from certframe.files import write_atomic
 from certframe.registry import Registry, default_registry
+from certframe.statistics.comparisons import holm_adjusted, interval, signed_rank_p
 from certframe.store import Run, load_run
 from certframe.worker import cells_of, component_key
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-RESAMPLES = 2000
-CONFIDENCE = 0.95
 _CELL = re.compile(r"(grid-\d+)-cell-\d+")
 _LEVEL = re.compile(r"(.+?)\.(\d+(?:\.\d+)?)")
 
@@ -63,7 +63,7 @@ class Summary:
     """The mean over images with its standard error and a bootstrap interval; a grid counts as one image.
 
     Attributes:
-        low, high: percentile bootstrap interval of confidence `CONFIDENCE`; NaN for one image.
+        low, high: percentile bootstrap interval of 95 %; NaN for one image.
         standard_error: sample standard deviation / √images; NaN for one image.
     """
 
@@ -83,6 +83,8 @@ class Paired:
 
     Attributes:
         p: two-sided p-value of Wilcoxon's signed-rank test; 1 when no image differs, NaN for fewer than 2 images.
+        adjusted: p adjusted (Holm) for all comparisons of methods of the same run, model, data set, noise level,
+            certifier and K.
     """
 
     first: Group
@@ -93,6 +95,7 @@ class Paired:
     low: float
     high: float
     p: float
+    adjusted: float
     images: int
 
 
@@ -230,18 +233,6 @@ def independent(images: Mapping[str, float]) -> np.ndarray:
     return np.array([np.mean(values) for values in units.values()])
 
 
-def interval(numbers: np.ndarray) -> tuple[float, float]:
-    """The percentile bootstrap interval of the mean; the same numbers give the same interval. NaN for fewer than 2."""
-    if len(numbers) < 2:
-        return math.nan, math.nan
-    generator = np.random.default_rng(len(numbers))
-    picks = generator.integers(0, len(numbers), (RESAMPLES, len(numbers)))
-    means = numbers[picks].mean(axis=1)
-    tail = 50 * (1 - CONFIDENCE)
-    low, high = np.percentile(means, [tail, 100 - tail])
-    return float(low), float(high)
-
-
 def paired(values: Sequence[Value], metric: str) -> list[Paired]:
     """Every two methods of the same model, data set, noise level and certifier, on the images that both have."""
     blocks: dict[tuple[object, ...], list[tuple[Group, dict[str, float]]]] = {}
@@ -251,22 +242,21 @@ def paired(values: Sequence[Value], metric: str) -> list[Paired]:
             key = (group.run, group.data, group.model, group.sigma, group.certifier, level)
             blocks.setdefault(key, []).append((group, images))
             levels[key] = math.nan if level < 0 else level
-    return [_compare(block[i], block[j], metric, levels[key]) for key, block in blocks.items()
-            for i in range(len(block)) for j in range(i + 1, len(block))]
+    return [pair for key, block in blocks.items() for pair in _adjusted(
+        [_compare(first, second, metric, levels[key]) for first, second in combinations(block, 2)])]
+
+
+def _adjusted(found: Sequence[Paired]) -> list[Paired]:
+    return [replace(pair, adjusted=p) for pair, p in zip(found, holm_adjusted([pair.p for pair in found]), strict=True)]
 
 
 def _compare(first: tuple[Group, dict[str, float]], second: tuple[Group, dict[str, float]], metric: str,
              level: float) -> Paired:
-    from scipy.stats import wilcoxon
-
     common = [image for image in first[1] if image in second[1]]
     differences = independent({image: first[1][image] - second[1][image] for image in common})
-    p = math.nan
-    if len(differences) > 1:
-        p = float(wilcoxon(differences).pvalue) if np.any(differences) else 1.0
     low, high = interval(differences)
     return Paired(first[0], second[0], metric, level, float(differences.mean()) if len(common) else math.nan, low, high,
-                  p, len(differences))
+                  signed_rank_p(differences), math.nan, len(differences))
 
 
 def as_table(found: Sequence[Summary]) -> pa.Table:
@@ -292,13 +282,14 @@ def pairs_table(found: Sequence[Paired]) -> pa.Table:
                        + [("certifier", pa.string())]
                        + [(f"{which}_{name}", pa.string()) for which in ("first", "second") for name in
                           ("method", "layer")] + [("metric", pa.string())]
-                       + [(name, pa.float64()) for name in ("level", "difference", "low", "high", "p")]
+                       + [(name, pa.float64()) for name in ("level", "difference", "low", "high", "p", "p_adjusted")]
                        + [("images", pa.int64())])
     rows = [{"run": p.first.run, "data": p.first.data, "model": p.first.model, "sigma": p.first.sigma,
              "certifier": p.first.certifier, "first_method": p.first.method, "first_layer": p.first.layer,
              "second_method": p.second.method, "second_layer": p.second.layer, "metric": p.metric,
              "level": _or_none(p.level), "difference": _or_none(p.difference), "low": _or_none(p.low),
-             "high": _or_none(p.high), "p": _or_none(p.p), "images": p.images} for p in found]
+             "high": _or_none(p.high), "p": _or_none(p.p), "p_adjusted": _or_none(p.adjusted),
+             "images": p.images} for p in found]
     return pa.Table.from_pylist(rows, schema=schema)
 
 

@@ -17,11 +17,12 @@ import toys
 from scipy import stats
 
 from certframe import comparing
-from certframe.comparing import Group, Value, interval, paired, split_level, summaries
+from certframe.comparing import Group, Value, paired, split_level, summaries
 from certframe.config import component
 from certframe.errors import UsageError
 from certframe.pipeline import execute
 from certframe.registry import Registry, default_registry
+from certframe.statistics.comparisons import holm_adjusted
 from certframe.store import Run
 
 GROUP = Group("run", "data", "model", "a", "control", "input", 0.25, "pixel", 0.1)
@@ -52,24 +53,6 @@ def test_other_metrics_have_no_level(metric: str) -> None:
     assert math.isnan(level)
 
 
-def test_the_interval_is_the_bootstraps() -> None:
-    numbers = np.random.default_rng(0).normal(size=30) ** 2
-    expected = stats.bootstrap((numbers,), np.mean, method="percentile", n_resamples=20000, rng=1).confidence_interval
-    assert interval(numbers) == pytest.approx((expected.low, expected.high), rel=0.05)
-    assert interval(numbers) == interval(numbers)
-    assert all(map(math.isnan, interval(numbers[:1])))
-    assert interval(np.full(5, 0.3)) == pytest.approx((0.3, 0.3))
-
-
-def test_intervals_cover_the_mean_about_as_often_as_they_say() -> None:
-    generator = np.random.default_rng(1)
-    covered = 0
-    for _ in range(300):
-        low, high = interval(generator.normal(size=40))
-        covered += low <= 0 <= high
-    assert 0.88 < covered / 300 < 0.99
-
-
 def test_summaries_and_pairs() -> None:
     first, second = [0.1, 0.5, 0.7, 0.9], [0.2, 0.4, 0.6]
     other = replace(GROUP, method="b")
@@ -87,8 +70,21 @@ def test_summaries_and_pairs() -> None:
     assert paired(values(GROUP, first) + values(replace(other, sigma=0.5), first), "m") == []
     alone, = paired(values(GROUP, [1.0]) + values(other, [0.5]), "m")
     assert math.isnan(alone.p)
+    assert math.isnan(alone.adjusted)
     none, = paired(values(GROUP, [1.0]) + [Value(other, "m", math.nan, "another", 1.0)], "m")
     assert (none.images, math.isnan(none.difference)) == (0, True)
+
+
+def test_p_values_are_adjusted_for_the_comparisons_at_one_noise_level() -> None:
+    generator = np.random.default_rng(0)
+    groups = [replace(GROUP, method=m, sigma=sigma) for sigma in (0.25, 0.5) for m in "abc"]
+    found = paired([v for i, g in enumerate(groups) for v in values(g, (generator.normal(size=12) + i % 3).tolist())],
+                   "m")
+    for sigma in (0.25, 0.5):
+        here = [p for p in found if p.first.sigma == sigma]
+        assert len(here) == 3
+        assert [p.adjusted for p in here] == pytest.approx(holm_adjusted([p.p for p in here]))
+        assert any(p.adjusted > p.p for p in here)
 
 
 def test_the_cells_of_a_grid_are_one_image() -> None:

@@ -5,17 +5,20 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from markupsafe import Markup
 
-from certframe.comparing import CONFIDENCE, Paired, Summary
+from certframe.comparing import Group, Paired, Summary
 from certframe.report.comparison import Drawing, rows_of
 from certframe.report.templates import environment
+from certframe.statistics.comparisons import CONFIDENCE
 
 SHARES = ("certified", "certified1", "certified0", "abstain")
 """Metrics that are written in percent."""
+MOST_PAIRS = 500
+"""The most comparisons of two methods that the page shows for a quantity."""
 
 
 @dataclass(frozen=True)
@@ -99,13 +102,42 @@ def tables(found: Sequence[Summary]) -> list[Table]:
 
 
 def differences(found: Sequence[Paired], title: str) -> Table:
-    """The comparisons of two methods each."""
-    rows = [[Cell(p.first.data), Cell(p.first.model), number(p.first.sigma), number(p.level),
+    """The comparisons of two methods each; of very many, those with the method that has the highest mean."""
+    shown, note = found, ""
+    if len(found) > MOST_PAIRS:
+        shown = [pair for block in _blocks(found) for pair in _with_the_highest(block)]
+        note = (f"The {len(shown)} comparisons with the method of the highest mean, for every data set, model, σ and "
+                f"K; all {len(found)} are in paired.csv.")
+    rows = [[Cell(p.first.data), Cell(p.first.model), number(p.first.sigma), Cell(p.first.certifier), number(p.level),
              Cell(f"{p.first.method}, {p.first.layer}"), Cell(f"{p.second.method}, {p.second.layer}"),
-             number(p.difference), number(p.low), number(p.high), number(p.p), Cell(str(p.images), p.images)]
-            for p in found]
-    return Table(title, ["data", "model", "σ", "K (%)", "method", "less method", "difference", "low", "high", "p",
-                         "images"], rows)
+             number(p.difference), number(p.low), number(p.high), number(p.p), number(p.adjusted),
+             Cell(str(p.images), p.images)] for p in shown]
+    return Table(title, ["data", "model", "σ", "certifier", "K (%)", "method", "less method", "difference", "low",
+                         "high", "p", "p (Holm)", "images"], rows, note)
+
+
+def _blocks(found: Sequence[Paired]) -> list[list[Paired]]:
+    blocks: dict[tuple[object, ...], list[Paired]] = {}
+    for p in found:
+        g = p.first
+        blocks.setdefault((g.run, g.data, g.model, g.sigma, g.certifier, str(p.level)), []).append(p)
+    return list(blocks.values())
+
+
+def _with_the_highest(block: Sequence[Paired]) -> list[Paired]:
+    """Its comparisons, as its lead over each of the others."""
+    wins: dict[Group, int] = {}
+    for p in block:
+        wins[p.first] = wins.get(p.first, 0) + (p.difference >= 0)
+        wins[p.second] = wins.get(p.second, 0) + (p.difference < 0)
+    best = max(wins, key=lambda group: wins[group])
+    return [p if p.first == best else turned(p) for p in block if best in (p.first, p.second)]
+
+
+def turned(pair: Paired) -> Paired:
+    """The same comparison the other way round."""
+    return replace(pair, first=pair.second, second=pair.first, difference=-pair.difference, low=-pair.high,
+                   high=-pair.low)
 
 
 def write_page(path: Path, runs: Sequence[str], shown: Sequence[Table], drawn: Sequence[tuple[Drawing, Path]]) -> None:

@@ -32,11 +32,11 @@ from torch import Tensor
 
 import certframe
 from certframe.cli.allocator import tune_allocator
-from certframe.comparing import interval
 from certframe.config import component
 from certframe.device import weights_hash
 from certframe.metrics.localization import box_mask, box_overlap, concentration, energy_inside, positive_share
 from certframe.noise import CopyRng
+from certframe.statistics.comparisons import interval
 from certframe.worker import extras_of, to_pixels
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "reproduction" / "boundary.md"

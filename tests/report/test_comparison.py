@@ -7,6 +7,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from certframe.comparing import Group, Paired, Summary
@@ -100,7 +101,7 @@ def test_the_page_is_one_file_with_sortable_tables(found: list[Summary], tmp_pat
     drawn = comparison.drawings([s for s in found if s.metric == "deletion.score"])
     paths = comparison.save(drawn, tmp_path)
     other = replace(GROUP, method="<lrp>")
-    pairs = [Paired(GROUP, other, "certified", 50.0, 0.1, 0.05, 0.15, 0.04, 5)]
+    pairs = [Paired(GROUP, other, "certified", 50.0, 0.1, 0.05, 0.15, 0.04, 0.08, 5)]
     shown = [*comparison_page.tables(found), comparison_page.differences(pairs, "Differences: certified")]
     comparison_page.write_page(tmp_path / "index.html", ["a", "b"], shown, list(zip(drawn, paths, strict=True)))
     text = (tmp_path / "index.html").read_text(encoding="utf-8")
@@ -108,8 +109,30 @@ def test_the_page_is_one_file_with_sortable_tables(found: list[Summary], tmp_pat
     assert "&lt;lrp&gt;, final" in text
     assert text.count("<figure>") == len(drawn)
     assert 'data-sort="0.04"' in text
+    assert 'data-sort="0.08"' in text
     ids = re.findall(r'\bid="([^"]+)"', text)
     assert len(ids) == len(set(ids))
     assert "http" not in re.sub(r"http-equiv|"
                                 r"http://www\.w3\.org/\S+|http://purl\S+|https://matplotlib\.org/?|"
                                 r"http://creativecommons\S+", "", text)
+
+
+def test_of_very_many_comparisons_the_page_shows_those_with_the_highest_mean() -> None:
+    methods = [replace(GROUP, method=f"m{i:02d}") for i in range(33)]
+    means = np.random.default_rng(0).permutation(33) / 33
+    pairs = [Paired(a, b, "certified", 50.0, means[i] - means[j], means[i] - means[j] - 0.1, means[i] - means[j] + 0.2,
+                    0.5, 1.0, 9) for i, a in enumerate(methods) for j, b in enumerate(methods) if i < j]
+    assert len(pairs) > comparison_page.MOST_PAIRS
+    table = comparison_page.differences(pairs, "Differences")
+    best = int(means.argmax())
+    column = {name: i for i, name in enumerate(table.columns)}
+    assert {row[column["method"]].text for row in table.rows} == {f"m{best:02d}, {GROUP.layer}"}
+    assert len(table.rows) == 32
+    assert "all 528 are in paired.csv" in table.note
+    for row in table.rows:
+        other = int(row[column["less method"]].text[1:3])
+        lead = means[best] - means[other]
+        around = (0.1, 0.2) if best < other else (0.2, 0.1)
+        numbers = [row[column[name]].sort for name in ("low", "difference", "high")]
+        assert numbers == pytest.approx([lead - around[0], lead, lead + around[1]])
+    assert not comparison_page.differences(pairs[:3], "Differences").note
