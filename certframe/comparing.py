@@ -23,7 +23,7 @@ from certframe.files import write_atomic
 from certframe.registry import Registry, default_registry
 from certframe.statistics.comparisons import holm_adjusted, interval, signed_rank_p
 from certframe.store import Run, load_run
-from certframe.worker import cells_of, component_key
+from certframe.worker import cells_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -155,7 +155,7 @@ def _names(paths: Sequence[Path]) -> list[str]:
 def _of_run(run: Run, name: str, methods: Mapping[str, tuple[str, str]]) -> list[Value]:
     table, config = run.table(), run.config
     cells = {spec.key: spec for spec in cells_of(config)}
-    certifiers = {component_key(c): text for c, text in zip(config.certifier, distinct(config.certifier), strict=True)}
+    certifiers = run.certifier_names()
     groups: dict[tuple[str, str], Group] = {}
     found = []
     for row in table.to_pylist():
@@ -167,9 +167,7 @@ def _of_run(run: Run, name: str, methods: Mapping[str, tuple[str, str]]) -> list
             groups[key] = Group(
                 run=name, data=_data_name(config.dataset), model=_model_name(config.model),
                 method=methods[method.fingerprint][0], family=methods[method.fingerprint][1], layer=_layer(method),
-                sigma=spec.sigma,
-                certifier=certifiers.get(row["certifier"], row["certifier"].rpartition("-")[0]),
-                radius=float(certificate.radius))
+                sigma=spec.sigma, certifier=certifiers[row["certifier"]], radius=float(certificate.radius))
         metric, level = split_level(row["metric"])
         found.append(Value(groups[key], metric, level, row["name"], row["value"]))
     return found

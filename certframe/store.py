@@ -38,7 +38,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from certframe.config import RunConfig
+from certframe.config import Component, RunConfig, distinct
 from certframe.errors import CertframeError, UsageError
 from certframe.files import HALF_WRITTEN, disk_error, sha256, write_atomic
 from certframe.protocols import Certificate, Explanation
@@ -353,15 +353,32 @@ class Run:
                               self.certificate(image, cell, certifier))
 
     def explanations(self) -> Iterator[tuple[str, str, str, Explanation]]:
-        """``(image, cell, certifier, explanation)`` of everything finished, image by image."""
+        """``(image, cell, certifier, explanation)`` of everything finished, image by image.
+
+        Certificates that `certframe certify` added follow those of the run itself.
+        """
+        certifiers = list(self.certifier_names())
         for image in self.image_keys():
             record = None
             for cell in cells_of(self.config):
-                for certifier in self.config.certifier:
-                    if self.ledger_path(image, cell.key, component_key(certifier)).exists():
+                for key in certifiers:
+                    if self.ledger_path(image, cell.key, key).exists():
                         record = record or self.image(image)
-                        yield (image, cell.key, component_key(certifier),
-                               self.explanation(image, cell.key, component_key(certifier), record))
+                        yield image, cell.key, key, self.explanation(image, cell.key, key, record)
+
+    def certifier_names(self) -> dict[str, str]:
+        """Key → name of the run's certifiers, then of those that `certframe certify` added.
+
+        Certifiers of one name have the options with it in which they differ.
+        """
+        found = {component_key(certifier): certifier for certifier in self.config.certifier}
+        for path in sorted((self.path / "ledger").glob("*/*.parquet")):
+            cell, _, key = path.stem.rpartition("--")
+            if key not in found:
+                stated = self.certificate(path.parent.name, cell, key)
+                found[key] = Component(kind="certifier", name=key.rpartition("-")[0], options=dict(stated.options),
+                                       distribution="", version="")
+        return dict(zip(found, distinct(list(found.values())), strict=True))
 
 
 def load_run(path: str | Path) -> Run:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import toys
 
+from certframe.comparing import values_of
 from certframe.config import resolve_component
 from certframe.errors import UsageError
 from certframe.pipeline import execute
@@ -52,6 +53,22 @@ def test_another_certifier_knows_why_the_copies_ended(registry: Registry, tmp_pa
     first = ledger(run, component_key(run.config.certifier[0]))
     for part, (_, stopped, samples) in ledger(run, key).items():
         assert (stopped, samples) == first[part][1:]
+
+
+def test_certificates_that_were_added_are_read_with_the_others_and_told_apart(registry: Registry,
+                                                                              tmp_path: Path) -> None:
+    run = made(registry, tmp_path / "run", samples=400)
+    own = component_key(run.config.certifier[0])
+    assert run.certifier_names() == {own: "pixel"}
+    key = recertify(run, resolve_component("certifier", "pixel", ["certifier.tau=0.6"], registry=registry), registry)
+    assert run.certifier_names() == {own: "pixel (tau=0.75)", key: "pixel (tau=0.6)"}
+    found = [(image, cell, certifier) for image, cell, certifier, _ in run.explanations()]
+    assert found == [(image, cell, certifier) for image, cell in dict.fromkeys(part[:2] for part in found)
+                     for certifier in (own, key)]
+    radii = {certifier: explanation.certificate.radius for *_, certifier, explanation in run.explanations()}
+    assert radii[key] < radii[own]
+    assert {group.certifier for group in (value.group for value in values_of([run], registry))} == {
+        "pixel (tau=0.75)", "pixel (tau=0.6)"}
 
 
 def test_an_image_whose_copies_ended_early_may_abstain(registry: Registry, tmp_path: Path) -> None:

@@ -74,12 +74,12 @@ def outcomes(run: Run, certifiers: Sequence[str]) -> list[Outcome]:
     """What there is to say, in the order of the configuration, from the certificates."""
     from certframe.config import distinct
     from certframe.report import claim, text
-    from certframe.worker import cells_of, component_key
-    own = {component_key(c): name for c, name in zip(run.config.certifier, distinct(run.config.certifier), strict=True)}
+    from certframe.worker import cells_of
+    proofs = run.certifier_names()
     methods, sparsifier, result = distinct(run.config.attributor), run.config.sparsifier.fingerprint, []
     for cell in cells_of(run.config):
         for key in certifiers:
-            one = Outcome(cell, methods[cell.attributor], key, own.get(key, key.rpartition("-")[0]))
+            one = Outcome(cell, methods[cell.attributor], key, proofs.get(key, key))
             for image in run.image_keys():
                 if not run.ledger_path(image, cell.key, key).exists():
                     continue

@@ -96,6 +96,20 @@ def test_nothing_is_violated_in_a_sound_run(sound, tmp_path):
     assert any(p.distance > 0.5 * p.radius for p in found.parts)
 
 
+def test_certificates_that_were_added_are_audited_too(sound, tmp_path):
+    place = tmp_path / "run"
+    shutil.copytree(sound.path, place)
+    with pytest.raises(SystemExit, match="0"):
+        main(["certify", str(place), "--tau", "0.6", "--no-report"])
+    found = audited(certframe.load_run(place), tmp_path / "parts")
+    assert found.violated == 0
+    added = [p for p in found.parts if found.certifiers[p.certifier] == "pixel (tau=0.6)" and p.tested]
+    assert {p.attack for p in added} == {"explanation", "class", "random"}
+    assert max(p.radius for p in added) < max(p.radius for p in found.parts if p.certifier != added[0].certifier)
+    names = {row[2] for row in section(found, AuditOptions()).tables[0].rows}
+    assert names >= {"pixel (tau=0.6)", "pixel (tau=0.75)", "class"}
+
+
 @pytest.mark.parametrize("how", BROKEN)
 def test_a_broken_certifier_is_caught(how, tmp_path):
     registry = broken_certifier(BROKEN[how])

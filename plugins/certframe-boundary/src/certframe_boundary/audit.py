@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -91,12 +91,14 @@ class Audit:
     """What came of an audit.
 
     Attributes:
+        certifiers: names of the certifiers by their keys.
         comparisons: number of comparisons at most, for which the level is corrected; `delta` is that of each.
     """
 
     parts: Sequence[Part]
     skipped: Sequence[Skipped]
     notes: Sequence[str]
+    certifiers: Mapping[str, str]
     comparisons: int
     delta: float
 
@@ -164,7 +166,9 @@ class Auditor:
             claim.comparisons * len(self.attacks[job.cell]) * len(job.distances(options.fraction))
             for job in self.jobs for claims in job.claims.values() for claim in claims)
         self.delta = options.alpha / max(1, self.comparisons)
-        identity = [options.model_dump(mode="json"), run.config.digest, self.comparisons]
+        claims = [(job.image, job.cell, key, claim.kind, claim.reach, claim.comparisons)
+                  for job in self.jobs for key, claims in job.claims.items() for claim in claims]
+        identity = [options.model_dump(mode="json"), run.config.digest, claims]
         self.digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
     def _jobs(self) -> tuple[list[_Job], list[Skipped]]:
@@ -218,7 +222,7 @@ class Auditor:
             _store(file, found)
             parts += found
             listener.advance(job.explanation.name)
-        return Audit(parts, self.skipped, self.notes, self.comparisons, self.delta)
+        return Audit(parts, self.skipped, self.notes, self.run.certifier_names(), self.comparisons, self.delta)
 
     def _part(self, job: _Job, distance: float, kind: str) -> Iterator[Part]:
         e, o = job.explanation, self.options
@@ -293,7 +297,7 @@ def section(audit: Audit, options: AuditOptions) -> certframe.Section:
     """What the report shows."""
     groups: dict[tuple[Any, ...], list[Part]] = {}
     for part in audit.parts:
-        certifier = part.certifier.rpartition("-")[0]
+        certifier = audit.certifiers[part.certifier]
         groups.setdefault((part.attributor, part.sigma, certifier, part.kind, part.attack), []).append(part)
     rows = []
     for (attributor, sigma, certifier, kind, name), parts in groups.items():
@@ -308,8 +312,8 @@ def section(audit: Audit, options: AuditOptions) -> certframe.Section:
          "differing", "class lost", "violated"), rows)
     reasons: dict[str, int] = {}
     for one in audit.skipped:
-        reasons[f"{one.certifier.rpartition('-')[0]}: {one.reason}"] = \
-            reasons.get(f"{one.certifier.rpartition('-')[0]}: {one.reason}", 0) + 1
+        reason = f"{audit.certifiers[one.certifier]}: {one.reason}"
+        reasons[reason] = reasons.get(reason, 0) + 1
     text = [
         f"Every certified image was attacked within {options.fraction:g} of its certified radius, and counted again "
         "there with noise that the run has not seen. A claim is violated significantly when the fresh copies "
