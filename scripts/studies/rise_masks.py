@@ -15,7 +15,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -40,6 +40,10 @@ from certframe.tally import Tally
 COPIES, BLOCK, SIGMA = 100, 25, 0.15
 COUNTS = (25, 100, 200, 400, 1000)
 KINDS = {"fresh": True, "fixed": False}
+OTHERS: tuple[str | dict[str, Any], ...] = (
+    "gradient", "guided-backprop", "input-x-gradient", "integrated-gradients", "lrp", "cam", "grad-cam", "grad-cam++",
+    "ablation-cam", "layer-cam", {"name": "occlusion", "patch": 32, "stride": 16})
+"""The other methods of [PIX] at the input; occlusion with patches of twice the side and a quarter of the passes."""
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "studies" / "rise-masks.md"
 
 
@@ -136,6 +140,20 @@ def advance(bench: Bench, subject: Subject, out: Path, goal: int, kind: str, *, 
         count(bench, subject, sums.maps).save(place(out, subject.name, kind, goal))
 
 
+def sample_others(images: int, data: Path | None, out: Path, only: Sequence[str]) -> None:
+    """Count what the other methods say of the same noisy copies."""
+    bench = Bench(resolve({"attributor": list(OTHERS), "samples": COPIES, "sigma": SIGMA}))
+    names = [method.name for method in bench.config.attributor]
+    for subject in (bench.subject(s) for s in samples(images, data) if not only or Path(s.name).stem in only):
+        for name, cell in zip(names, bench.cells.values(), strict=True):
+            path = place(out, subject.name, "others", name)
+            if not path.exists():
+                sampler = bench.sampler(bench.config.sparsifier.build(), (), COPIES, upsample=True)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                sampler.sample(subject, [cell], 0, COPIES)[cell.key].save(path)
+                print(f"{subject.name}: {name}", flush=True)
+
+
 # -- from the counts to tables and the curve --------------------------------------------------------------------------
 
 @dataclass(frozen=True)
@@ -216,6 +234,27 @@ def area(found: Sequence[Found]) -> str:
                   "rank correlation", "contradicted"], rows)
 
 
+def others(found: Sequence[Found], out: Path) -> str:
+    """Certified area of RISE with the most masks of each kind, and of the other methods, the largest mean first."""
+    names = list(dict.fromkeys(one.image for one in found))
+    rows: dict[str, dict[str, float]] = {}
+    for one in found:  # more masks come later, and replace fewer
+        rows.setdefault(f"`rise`, {one.kind}", {})[one.image] = one.area
+    most = {(one.kind, one.image): one.masks for one in found}
+    for name in names:
+        for path in sorted((out / name / "others").glob("*.safetensors")):
+            labels = np.asarray(Pixel().certify(Tally.load(path)).labels)
+            rows.setdefault(f"`{path.stem}`", {})[name] = float((labels >= 0).mean())
+    complete = {method: areas for method, areas in rows.items() if len(areas) == len(names)}
+    order = sorted(complete, key=lambda method: -np.mean(list(complete[method].values())))
+
+    def cell(method: str, name: str) -> str:
+        kind = method.rpartition(", ")[2]
+        return f"{complete[method][name]:.1%}" + (f" ({most[kind, name]} masks)" if (kind, name) in most else "")
+
+    return table(["method", *names], [[method, *(cell(method, name) for name in names)] for method in order])
+
+
 def images(found: Sequence[Found]) -> str:
     """Certified area of each image."""
     names = list(dict.fromkeys(one.image for one in found))
@@ -268,11 +307,13 @@ def main() -> None:
     limit_threads(given.threads)
     tune_allocator()
     if not given.tables:
+        sample_others(given.images, folder(given.data), given.out, given.only)
         sample_all(given.images, folder(given.data), given.out, given.only, given.kinds)
     found = stored(given.out)
     if not found:
         parser.error(f"nothing is stored in {given.out}: compute first, without --tables")
-    publish(PAGE, {make.__name__: make(found) for make in (size, area, images)}, docs=given.docs)
+    publish(PAGE, {"others": others(found, given.out)} | {make.__name__: make(found) for make in (size, area, images)},
+            docs=given.docs)
     figure(found, PAGE.with_suffix(".png") if given.docs else given.out / "rise-masks.png")
 
 

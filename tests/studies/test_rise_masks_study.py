@@ -12,6 +12,7 @@ import torch
 from rise_masks import Found, Sums
 from subjects import Bench
 
+import certframe
 from certframe.certifiers.pixel import Pixel
 from certframe.config import resolve
 from certframe.tally import Tally
@@ -88,3 +89,26 @@ def test_what_is_stored_is_certified_as_a_run_would(small, tmp_path: Path) -> No
         tally = Tally.load(rise_masks.place(tmp_path, subject.name, one.kind, one.masks))
         np.testing.assert_array_equal(one.labels, Pixel().certify(tally).labels)
         assert one.area == (one.labels >= 0).mean()
+
+
+def test_other_methods_see_the_same_copies_and_are_ranked(small, monkeypatch: pytest.MonkeyPatch,
+                                                          tmp_path: Path) -> None:
+    bench, subject = small
+    digit = bench.config.dataset.build().load(0)
+    monkeypatch.setattr(rise_masks, "OTHERS", ("gradient", {"name": "occlusion", "patch": 2, "stride": 2}))
+    monkeypatch.setattr(rise_masks, "samples", lambda wanted, data: [digit])
+    monkeypatch.setattr(rise_masks, "resolve", lambda settings: resolve(
+        {"model": "digits", "dataset": "digits", **settings, "samples": 200}))
+    monkeypatch.setattr(rise_masks, "COPIES", 200)
+    rise_masks.sample_others(1, None, tmp_path, [])
+    rise_masks.advance(bench, subject, tmp_path, 5, "fresh", fresh=True)
+    run = certframe.run(tmp_path / "run", model="digits", dataset="digits", limit=1, attributor="gradient", samples=200,
+                        device="cpu")
+    *_, explanation = next(run.explanations())
+    counted = Tally.load(rise_masks.place(tmp_path, subject.name, "others", "gradient"))
+    np.testing.assert_array_equal(counted.counts, explanation.tally.counts)
+    text = rise_masks.others(rise_masks.stored(tmp_path), tmp_path).splitlines()
+    assert {line.split("|")[1].strip() for line in text[2:]} == {"`gradient`", "`occlusion`", "`rise`, fresh"}
+    shares = [float(line.split("|")[2].split("%")[0]) for line in text[2:]]
+    assert shares == sorted(shares, reverse=True)
+    assert "(5 masks)" in next(line for line in text if "rise" in line)
