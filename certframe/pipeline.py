@@ -12,9 +12,8 @@ import platform
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,15 +21,14 @@ from typing import Any, Protocol
 from certframe.config import RunConfig
 from certframe.device import resolve_device
 from certframe.errors import CertframeError, UsageError, one_line
+from certframe.feasibility import proof_of, require_samples
+from certframe.jobs import CellState, Job
 from certframe.noise import STREAM
-from certframe.planning import proof_of, require_samples
 from certframe.protocols import Dataset, Executor
 from certframe.proving import prove
 from certframe.registry import Registry
 from certframe.store import Run, explanation_of, image_key
-from certframe.tally import Interval, Tally
 from certframe.worker import (
-    CellSpec,
     Count,
     Counted,
     Measure,
@@ -80,87 +78,6 @@ class Silent:
         """Ignore."""
 
 
-@dataclass
-class _CellState:
-    """The counts of one cell of one image, and what is still to be counted."""
-
-    spec: CellSpec
-    missing: deque[Interval]
-    tally: Tally | None = None
-    under_way: int = 0
-    finished: bool = False
-    stopped: str = "all samples"
-    spared: int = 0
-    looks: deque[int] = field(default_factory=deque)
-
-
-class _Job:
-    """One image on its way through the run."""
-
-    def __init__(self, index: int, name: str, *, tolerant: bool = False) -> None:
-        self.index, self.name, self.key, self.tolerant = index, name, image_key(index, name), tolerant
-        self.prepared: Prepared | None = None
-        self.asked = False
-        self.cells: dict[str, _CellState] = {}
-
-    @property
-    def finished(self) -> bool:
-        return self.prepared is not None and all(cell.finished for cell in self.cells.values())
-
-    @property
-    def advanced(self) -> int:
-        """The copies that are not to come any more, counted or not needed."""
-        return sum(cell.tally.samples + cell.spared for cell in self.cells.values() if cell.tally)
-
-    def begin(self, prepared: Prepared, run: Run, specs: Sequence[CellSpec], samples: int,
-              looks: Sequence[int]) -> None:
-        """Take up the image, with the counts that an earlier attempt has left."""
-        self.prepared = prepared
-        for spec in specs:
-            tally = run.partial(self.key, spec.key)
-            covered = tally.copies if tally else ()
-            ahead = [n for n in looks if tally is None or n >= tally.samples]
-            self.cells[spec.key] = _CellState(spec, deque(_gaps(covered, samples)), tally, looks=deque(ahead))
-
-    def next_task(self, shard: int) -> Prepare | Count | None:
-        """The next piece of work, or None while results have to come in first."""
-        if self.prepared is None:
-            self.asked, before = True, self.asked
-            return None if before else Prepare(self.index, self.tolerant)
-        waiting = [cell for cell in self.cells.values() if cell.missing and not cell.finished]
-        if not waiting:
-            return None
-        start = min(cell.missing[0][0] for cell in waiting)
-        group = [cell for cell in waiting if cell.missing[0][0] == start]
-        # Up to the end of a gap or to the next look, and in multiples of the shard, so that an interrupted run goes on
-        # with the batches it would have had anyway.
-        stop = min([start + shard - start % shard, *(cell.missing[0][1] for cell in group)])
-        ahead = [cell.looks[0] for cell in group if cell.looks]
-        if ahead and start >= min(ahead):
-            return None
-        stop = min([stop, *ahead])
-        for cell in group:
-            cell.under_way += 1
-            _take(cell.missing, stop)
-        return Count(self.index, tuple(cell.spec.key for cell in group), start, stop)
-
-
-def _gaps(covered: Sequence[Interval], samples: int) -> Iterator[Interval]:
-    position = 0
-    for start, stop in covered:
-        if position < start:
-            yield position, start
-        position = stop
-    if position < samples:
-        yield position, samples
-
-
-def _take(missing: deque[Interval], stop: int) -> None:
-    _, end = missing.popleft()
-    if stop < end:
-        missing.appendleft((stop, end))
-
-
 class Pipeline:
     """Carries a run out.
 
@@ -184,7 +101,7 @@ class Pipeline:
         self._per_image = config.samples * len(self.specs)
         self._shard = config.batch_size
         self._saved = time.monotonic()
-        self._jobs: dict[int, _Job] = {}
+        self._jobs: dict[int, Job] = {}
         self._noted: set[str] = set()
 
     # -- before any model work ----------------------------------------------------------------------------------------
@@ -292,7 +209,7 @@ class Pipeline:
                             self._per_image * finished + sum(tally.samples for tally in begun if tally))
         self.run.log("begin", images=len(indices), device=self.config.device, batch_size=self.config.batch_size)
         queue = deque(indices)
-        under_way: dict[Future[Any], tuple[_Job, Any, float]] = {}
+        under_way: dict[Future[Any], tuple[Job, Any, float]] = {}
         try:
             while queue or self._jobs or under_way:
                 self._fill(executor, dataset, queue, under_way, first)
@@ -309,21 +226,21 @@ class Pipeline:
         return self.run
 
     def _fill(self, executor: Executor, dataset: Dataset, queue: deque[int],
-              under_way: dict[Future[Any], tuple[_Job, Any, float]], first: Prepared | None) -> None:
+              under_way: dict[Future[Any], tuple[Job, Any, float]], first: Prepared | None) -> None:
         """Keep the executor's slots busy: with images under way first, then with new ones."""
         for job in list(self._jobs.values()):
             while len(under_way) < executor.slots and (task := job.next_task(self._shard)):
                 under_way[executor.submit(task)] = (job, task, time.monotonic())
         while queue and len(under_way) < executor.slots:
             index = queue.popleft()
-            job = self._jobs[index] = _Job(index, dataset.name(index), tolerant=self.keep_going)
+            job = self._jobs[index] = Job(index, dataset.name(index), tolerant=self.keep_going)
             self.listener.image(job.name)
             if first is not None and first.index == index:
                 self._begin(job, first)
             while len(under_way) < executor.slots and (task := job.next_task(self._shard)):
                 under_way[executor.submit(task)] = (job, task, time.monotonic())
 
-    def _deliver(self, executor: Executor, under_way: dict[Future[Any], tuple[_Job, Any, float]], job: _Job, task: Any,
+    def _deliver(self, executor: Executor, under_way: dict[Future[Any], tuple[Job, Any, float]], job: Job, task: Any,
                  since: float, future: Future[Any]) -> None:
         if job.index not in self._jobs:
             return  # the image has failed meanwhile
@@ -348,7 +265,7 @@ class Pipeline:
         if job.finished:
             self._close(job)
 
-    def _isolate(self, executor: Executor, under_way: dict[Future[Any], tuple[_Job, Any, float]], job: _Job,
+    def _isolate(self, executor: Executor, under_way: dict[Future[Any], tuple[Job, Any, float]], job: Job,
                  task: Count, reason: str) -> None:
         """One of the methods of a task has failed: try each by itself, and give up on the one that fails then."""
         if len(task.cells) > 1:
@@ -361,7 +278,7 @@ class Pipeline:
         if not cell.finished:
             self._fail_cell(job, cell, reason)
 
-    def _fail_cell(self, job: _Job, cell: _CellState, reason: str) -> None:
+    def _fail_cell(self, job: Job, cell: CellState, reason: str) -> None:
         """Record that a method at a noise level could not be used on an image."""
         assert self.run is not None
         cell.finished = True
@@ -380,7 +297,7 @@ class Pipeline:
             return True
         return all(self.run.is_done(image, [spec]) or self.run.has_failed(image, spec.key) for spec in self.specs)
 
-    def _begin(self, job: _Job, prepared: Prepared) -> None:
+    def _begin(self, job: Job, prepared: Prepared) -> None:
         assert self.run is not None
         if self.run.provenance["weights"] != prepared.weights:
             raise UsageError(f"{self.run.path} was begun with other model weights: give another directory with --out")
@@ -403,7 +320,7 @@ class Pipeline:
         schedules = [s for certifier in self.certifiers if (s := certifier.looks(self.config.samples)) is not None]
         return sorted({n for s in schedules for n in s.looks if n < self.config.samples})
 
-    def _add(self, job: _Job, task: Count, result: Counted, seconds: float) -> None:
+    def _add(self, job: Job, task: Count, result: Counted, seconds: float) -> None:
         for note in result.notes:
             self._note(note)
         for key, tally in result.tallies.items():
@@ -416,7 +333,7 @@ class Pipeline:
         if seconds < SHARD_SECONDS / 2 and task.stop - task.start >= self._shard:
             self._shard *= 2
 
-    def _is_complete(self, cell: _CellState) -> bool:
+    def _is_complete(self, cell: CellState) -> bool:
         """All copies counted, or every certifier of the run has seen enough."""
         if cell.under_way:
             return False
@@ -435,7 +352,7 @@ class Pipeline:
             return True
         return False
 
-    def _finish(self, executor: Executor, job: _Job, cell: _CellState) -> None:
+    def _finish(self, executor: Executor, job: Job, cell: CellState) -> None:
         """Certify, measure and store one cell of an image."""
         assert self.run is not None
         assert job.prepared is not None
@@ -454,7 +371,7 @@ class Pipeline:
                 self.listener.note(f"{job.name}, {name}, σ = {cell.spec.sigma:g}: {warning}")
         cell.finished = True
 
-    def _close(self, job: _Job) -> None:
+    def _close(self, job: Job) -> None:
         assert self.run is not None
         self.run.drop_partial(job.key)
         self.run.log("image", name=job.name)

@@ -24,8 +24,8 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from certframe.config import Reference, Request, RunConfig, component, read_file, resolve
 from certframe.errors import CertframeError, UsageError, one_line
+from certframe.feasibility import proof_of
 from certframe.files import write_atomic
-from certframe.planning import proof_of
 from certframe.registry import Registry, default_registry
 
 SEVERAL = BeforeValidator(lambda value: [value] if isinstance(value, str | dict) else value)
