@@ -319,7 +319,9 @@ def at_resolution(maps: Tensor, image: Tensor, *, upsample: bool) -> Tensor:
     # Maps are enlarged, never reduced: one with a value for every channel has more rows than the image.
     if not upsample or (maps.shape[-2] >= size[0] and maps.shape[-1] >= size[1]):
         return maps
-    return functional.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    enlarged = functional.interpolate(maps[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    # A weighted mean lies between the extremes, but not when it is rounded: that would rank pixels of a constant map.
+    return enlarged.clamp(maps.detach().amin((1, 2), keepdim=True), maps.detach().amax((1, 2), keepdim=True))
 
 
 def _ranges(start: int, stop: int, size: int) -> list[tuple[int, int]]:

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from certframe import protocols
-from certframe.attributors.layers import activation_of, gradient_at, layer_option
+from certframe.attributors.layers import activation_of, gradient_at, layer_option, over_channels
 from certframe.protocols import Attribution
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class Gradient:
         split = model.at(self.options.layer)
         gradient, logits = gradient_at(split, self.options.layer, activation_of(split, inputs), targets)
         magnitude = split.as_map(gradient.abs())
-        return Attribution(magnitude.flatten(1, 2) if self.options.channels == "stack" else magnitude.sum(1), logits)
+        return Attribution(magnitude.flatten(1, 2) if self.options.channels == "stack" else over_channels(magnitude),
+                           logits)
 
 
 class InputXGradient:
@@ -150,7 +151,7 @@ class SmoothGrad(_Noisy):
         total = next(gradients).clone()
         for gradient in gradients:
             total += gradient
-        return Attribution((total / self.options.samples).abs_().sum(1))
+        return Attribution(over_channels((total / self.options.samples).abs_()))
 
 
 class VarGrad(_Noisy):

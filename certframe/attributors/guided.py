@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from certframe import protocols
-from certframe.attributors.layers import activation_of, gradient_at, layer_option
+from certframe.attributors.layers import activation_of, gradient_at, layer_option, over_channels
 from certframe.errors import UsageError
 from certframe.protocols import Attribution
 
@@ -105,4 +105,4 @@ class GuidedBackprop:
         if not guided.met:
             raise UsageError("guided-backprop: the network calls no rectifier (ReLU, GELU, SiLU, …), so it would only "
                              "be the gradient: take 'gradient'")
-        return Attribution(split.as_map(gradient.abs_()).sum(1), logits)
+        return Attribution(over_channels(split.as_map(gradient.abs_())), logits)

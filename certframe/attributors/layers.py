@@ -60,3 +60,13 @@ def gradient_at(split: Split, layer: str, values: Sequence[Tensor], targets: Ten
                          "there is a no_grad, a detach or a step function on the way; take another layer, or a method "
                          "that needs no gradients")
     return gradient.float(), logits.float()
+
+
+def over_channels(values: Tensor) -> Tensor:
+    """The sum over the channels, (B,K,h,w) → (B,h,w), equal where the values of two pixels are equal.
+
+    A plain sum adds many channels in another order at the end of a map than elsewhere. A map that is the same
+    everywhere, such as the gradient in front of a mean over all pixels, would get ranks from the last digit.
+    """
+    few = values.shape[1] <= 4  # added one after the other
+    return values.sum(1) if few else values.movedim(1, -1).contiguous().sum(-1)

@@ -9,6 +9,7 @@ import torch
 from networks import ChannelsLast, Residual, Transformer, by_hook, settled
 from torch import Tensor, nn
 
+from certframe import certify
 from certframe.attributors.control import Random
 from certframe.attributors.gradient import Gradient, InputXGradient, SmoothGrad, VarGrad
 from certframe.attributors.guided import GuidedBackprop, GuidedRectifiers
@@ -64,6 +65,29 @@ def test_gradient_and_its_product_with_the_activation(kind: type[nn.Module], lay
     found = InputXGradient(InputXGradient.Options(layer=layer)).attribute(model, X, ONES, rng=rng())
     torch.testing.assert_close(found.maps, (activation * gradient).sum(1), rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found.logits, model.module(X))
+
+
+class Pooled(nn.Module):
+    """Many channels, a mean over all pixels, one linear layer: the gradient is the same at all pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv, self.rectifier, self.linear = nn.Conv2d(3, 1280, 4, stride=2), nn.ReLU(), nn.Linear(1280, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.rectifier(self.conv(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize("resolution", ["native", "input"])
+@pytest.mark.parametrize("method", ["gradient", "smoothgrad"])
+def test_a_map_that_is_the_same_everywhere_has_no_important_pixel(method: str, resolution: str) -> None:
+    """Neither the order of a sum nor the rounding of the enlargement may rank its pixels."""
+    model = TorchModel(Pooled().eval(), SIZE)
+    found = certify(model, X[0] / 2, attributor=method, target=1, sigma=0.25, samples=120, k=50, resolution=resolution,
+                    device="cpu", options={"attributor.layer": "rectifier"})
+    assert found.tally.segments.shape[2:] == ((7, 7) if resolution == "native" else (16, 16))
+    assert (found.certificate.labels == 0).all()
 
 
 @pytest.mark.parametrize(("kind", "layer"), NETWORKS)
