@@ -177,4 +177,4 @@ class VarGrad(_Noisy):
             total += difference
             squares += difference.square_()
         n = self.options.samples
-        return Attribution((squares / n - (total / n).square_()).clamp_(min=0).sum(1))
+        return Attribution(over_channels((squares / n - (total / n).square_()).clamp_(min=0)))

@@ -146,8 +146,7 @@ def faithfulness(found: Sequence[Summary], layer: str, sigma: float) -> str:
 def telling(values: Iterable[Value]) -> set[Group]:
     """Those with a certified important pixel on half of the images or more.
 
-    The others have constant maps, but for rounding, or are certified nowhere; of a constant map everything is certified
-    unimportant.
+    The others have constant maps, of which everything is certified unimportant, or are certified nowhere.
     """
     found: dict[Group, dict[str, bool]] = {}
     for value in values:

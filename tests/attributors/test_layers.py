@@ -80,7 +80,7 @@ class Pooled(nn.Module):
 
 
 @pytest.mark.parametrize("resolution", ["native", "input"])
-@pytest.mark.parametrize("method", ["gradient", "smoothgrad"])
+@pytest.mark.parametrize("method", ["gradient", "smoothgrad", "vargrad"])
 def test_a_map_that_is_the_same_everywhere_has_no_important_pixel(method: str, resolution: str) -> None:
     """Neither the order of a sum nor the rounding of the enlargement may rank its pixels."""
     model = TorchModel(Pooled().eval(), SIZE)
