@@ -1,7 +1,7 @@
 """How near a boundary each stage of the search of [BND] finds, and the default search beside it.
 
     python scripts/reproduction/boundary_search.py --data DIR --images 1                    # small, some minutes
-    python scripts/reproduction/boundary_search.py --data DIR --images 4 --docs             # what the page shows
+    python scripts/reproduction/boundary_search.py --data DIR --images 20 --docs            # what the page shows
 
 DIR has cifar10.npz and imagenet_dev/ (photographs). The CIFAR-10 network is the one of `eva_train.py`, trained first
 when the folder of results has none. Every search of every image is stored as soon as it is there, with the CPU time it
@@ -137,8 +137,11 @@ def stage_table(found: Mapping[str, Found], network: str) -> str:
 
 
 def cells(found: Found) -> list[str]:
-    """Success rate, mean distance of the successes, mean seconds."""
-    mean = f"{found.distance[found.success].mean():.3f}" if found.success.any() else "–"
+    """Success rate, mean distance of the successes with its standard error, mean seconds."""
+    distances = found.distance[found.success]
+    mean = f"{distances.mean():.3f}" if len(distances) else "–"
+    if len(distances) > 1:
+        mean += f" ± {distances.std(ddof=1) / len(distances) ** 0.5:.3f}"
     return [f"{100 * found.success.mean():.1f} %", mean, f"{found.seconds.mean():.3g}"]
 
 
@@ -160,7 +163,7 @@ def reading(found: Mapping[str, Found]) -> str:
     said.append(f"{walks[-1]} beside the first {len(affordable[-1])} stages, which take "
                 f"{100 * first.seconds.mean() / longest.seconds.mean():.0f} % of its time and succeed on "
                 f"{100 * first.success.mean():.0f} %: {against(longest, first)} of theirs")
-    return f"{len(whole.distance)} images. " + "; ".join(said) + "."
+    return "\n".join([f"{len(whole.distance)} images.", "", *(f"- {line[0].upper()}{line[1:]}." for line in said)])
 
 
 def against(one: Found, other: Found) -> str:

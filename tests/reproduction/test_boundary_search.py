@@ -40,7 +40,7 @@ def test_the_table_and_what_is_said_of_it() -> None:
     results |= {walk_name(steps): found(0.1, 0.2, seconds=2) for steps in WALKS}
     rows = stage_table(results, "cifar10").splitlines()
     assert rows[2].startswith("| PGD 0.3 | 50.0 % | 0.200 | 1 | 50.0 % | 0.200 | 1 |")
-    assert rows[3].startswith("| C&W | 100.0 % | 0.350 | 8 | 100.0 % | 0.300 | 9 |")
+    assert rows[3].startswith("| C&W | 100.0 % | 0.350 ± 0.050 | 8 | 100.0 % | 0.300 ± 0.100 | 9 |")
     said = reading(results)
     assert "0.50 × the mean distance of all stages in 22.2 % of their time" in said
     assert "first 1 stages, which take 50 % of its time and succeed on 50 %: 0.50 × the mean distance" in said
