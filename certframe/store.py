@@ -99,8 +99,10 @@ class Run:
             content = json.loads(file.read_text(encoding="utf-8"))
             version = int(content["format"])
         except FileNotFoundError:
-            raise UsageError(f"{path} is not a run directory (it has no run.json): give the directory that "
-                             "'certframe run' wrote") from None
+            runs = sorted(path.glob("*/*/run.json"))
+            way = f"it is a study's: give one of its {len(runs)} runs, such as {runs[0].parent}" if runs else \
+                "give the directory that 'certframe run' wrote"
+            raise UsageError(f"{path} is not a run directory (it has no run.json): {way}") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UsageError(f"{file} is damaged ({' '.join(str(error).split())}): restore it, or run again into "
                              "another directory") from error

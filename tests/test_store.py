@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -224,6 +225,15 @@ def store(run: Run, index: int = 0, *, value: float = 0.5, cell: str = "") -> tu
     explanation = explanation_of(prepared(index), 0, counts(), certificate)
     run.save_result(explanation, image, cell, "weighted", certifier, metrics={"rate.50": value}, stopped="all samples")
     return image, cell, certifier, certificate
+
+
+def test_a_study_is_no_run_and_the_message_names_one_of_its_runs(run: Run, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"is not a run directory .*: give the directory that 'certframe run' wrote"):
+        load_run(tmp_path / "nothing")
+    place = tmp_path / "study" / "data" / "model"
+    shutil.copytree(run.path, place)
+    with pytest.raises(UsageError, match=rf"it is a study's: give one of its 1 runs, such as {place}$"):
+        load_run(tmp_path / "study")
 
 
 def test_a_result_comes_back(run: Run) -> None:
