@@ -16,7 +16,7 @@ from certframe.hookspecs import Register, hookimpl
 
 if TYPE_CHECKING:
     from certframe.config import build
-    from certframe.device import full_precision, weights_state
+    from certframe.device import full_precision, weights_hash, weights_state
     from certframe.files import write_atomic
     from certframe.interactive import CertifiedExplanation, certify, plan, run
     from certframe.metrics.pixels import map_on_pixels
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "certframe.config": ("build",),
-    "certframe.device": ("full_precision", "weights_state"),
+    "certframe.device": ("full_precision", "weights_hash", "weights_state"),
     "certframe.files": ("write_atomic",),
     "certframe.interactive": ("certify", "plan", "run", "CertifiedExplanation"),
     "certframe.metrics.pixels": ("map_on_pixels",),
@@ -108,6 +108,7 @@ __all__ = [
     "run",
     "split_module",
     "suggest",
+    "weights_hash",
     "weights_state",
     "write_atomic",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -57,6 +59,34 @@ def test_pictures_json_and_table(tmp_path, capsys):
     sheets = sorted(out.glob("*.png"))
     assert len(sheets) == 2
     assert np.asarray(Image.open(sheets[0])).std() > 20
+
+
+def test_an_interrupted_attack_goes_on(tmp_path, capsys, monkeypatch):
+    attacked = []
+
+    def interrupted(setting, sample, *others):
+        attacked.append(sample.name)
+        if len(attacked) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return attempt(setting, sample, *others)
+
+    monkeypatch.setattr("certframe_boundary.trial.attempt", interrupted)
+    words = [*QUICK, "--data", "digits", "--limit", "3", "--out", str(tmp_path), "--json"]
+    assert run(words) == 130
+    captured = capsys.readouterr()
+    assert "stopped after 2 of 3 images" in captured.err
+    assert len(json.loads(captured.out)["images"]) == 2
+    assert run([*words, "--chunk", "3"]) == 0
+    names = ["digit-000", "digit-001", "digit-002"]
+    assert attacked == names
+    whole = capsys.readouterr().out
+    assert [image["name"] for image in json.loads(whole)["images"]] == names
+    assert whole == (tmp_path / "attack.json").read_text()
+    assert run([*words, "--rho", "0.1"]) == 0
+    assert attacked == names + names, "with other settings nothing of it is the same"
+    (tmp_path / "attack.json").write_text("{")
+    assert run(words) == 0
+    assert json.loads(capsys.readouterr().out.split("\n}\n")[1] + "\n}") == json.loads(whole)
 
 
 @pytest.mark.parametrize("variant", ["smoothed", "sparsified"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -69,7 +70,7 @@ def attack(
 
     The attack follows the gradient of the map, in a copy whose rectifiers are softplus; the overlap of the most
     important pixels before and after is measured in the model itself, beside that of a random change of the same norm.
-    Writes a picture for each image, and attack.json.
+    Writes a picture for each image, and attack.json. The same command goes on where it was stopped.
 
     Examples:
     `certframe attack --model digits --data digits --limit 4`
@@ -79,7 +80,7 @@ def attack(
     `certframe attack --map sparsified --sigma 0.15 --rho 0.1`
     """
     from certframe_boundary.explanation_attack import AttackOptions
-    from certframe_boundary.trial import Setting, Trial, attempt, refuse_without_gradient
+    from certframe_boundary.trial import Setting, attempt, refuse_without_gradient
 
     for name, value, known in (("map", variant, VARIANTS), ("ranking", ranking, RANKINGS)):
         if value not in known:
@@ -97,7 +98,12 @@ def attack(
     setting = Setting(built["model"], built["attributor"], attributor, variant, ranking,  # type: ignore[arg-type]
                       sigma, copies, measured, beta)
     refuse_without_gradient(setting, where)
-    dataset, found, failed = built["dataset"], list[Trial](), list[tuple[str, str]]()
+    settings = {"model": model, "weights": certframe.weights_hash(setting.model.module), "data": data,
+                "attributor": attributor, "plugin_options": sorted(option or []), "map": variant,
+                "options": options.model_dump(mode="json", exclude={"chunk"}), "sigma": sigma, "copies": copies,
+                "measured": measured, "beta": beta}
+    file, dataset, failed = out / "attack.json", built["dataset"], list[tuple[str, str]]()
+    done = _stored(file, settings)
     stop, count = Stop(), min(len(dataset), limit or len(dataset))
     with stop.watched(), progress(quiet=quiet or as_json) as bar:
         task = bar.add_task("attacking", total=count)
@@ -107,26 +113,41 @@ def attack(
             name = dataset.name(index)
             bar.update(task, description=name)
             try:
-                trial = attempt(setting, dataset.load(index), options, where)
+                if done.get(index, {}).get("name") != name:
+                    trial = attempt(setting, dataset.load(index), options, where)
+                    _draw(out, index, trial, options)
+                    done[index] = {"index": index, **trial.as_dict()}
+                    write_json(file, _result(settings, done, failed))
             except certframe.UsageError as error:
                 failed.append((name, str(error)))
-            else:
-                _draw(out, index, trial, options)
-                found.append(trial)
             bar.update(task, advance=1)
-    result = {"model": model, "data": data, "attributor": attributor, "map": variant,
-              "options": options.model_dump(mode="json"), "sigma": sigma, "copies": copies, "measured": measured,
-              "beta": beta, "images": [trial.as_dict() for trial in found],
-              "failures": [{"name": name, "reason": reason} for name, reason in failed]}
-    write_json(out / "attack.json", result)
-    typer.echo(as_text(result), nl=False) if as_json else _show(found, options.k, out)
+    write_json(file, _result(settings, done, failed))
+    result = _result(settings, {index: found for index, found in done.items() if index < count}, failed)
+    typer.echo(as_text(result), nl=False) if as_json else _show(result["images"], options.k, out)
     for name, reason in failed:
         typer.secho(f"{name}: {reason}", err=True, fg="red")
     if stop.wished:
-        typer.echo(f"stopped after {len(found)} of {count} images, which are in {out}", err=True)
+        typer.echo(f"stopped after {len(result['images'])} of {count} images, which are in {out}: the same command "
+                   "goes on", err=True)
         raise typer.Exit(130)
     if failed:
         raise typer.Exit(1)
+
+
+def _stored(file: Path, settings: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """What an attack with the same settings has found so far, by the images' places in the data set."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        if {name: found[name] for name in settings} == settings:
+            return {image["index"]: image for image in found["images"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        pass  # nothing there, or nothing of this command: it is written anew
+    return {}
+
+
+def _result(settings: dict[str, Any], done: dict[int, dict[str, Any]], failed: list[tuple[str, str]]) -> dict[str, Any]:
+    return {**settings, "images": [done[index] for index in sorted(done)],
+            "failures": [{"name": name, "reason": reason} for name, reason in failed]}
 
 
 def _own(options: list[str] | None, kind: str) -> list[str]:
@@ -154,18 +175,19 @@ def _draw(out: Path, index: int, trial: Any, options: Any) -> None:
         raise certframe.CertframeError(f"cannot write into {out}: {error.strerror or error}") from error
 
 
-def _show(found: list[Any], k: float, out: Path) -> None:
+def _show(found: list[dict[str, Any]], k: float, out: Path) -> None:
     from rich.console import Console
     from rich.table import Table
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for index, head in enumerate(("image", "class", f"top {k:g} % kept", "random change", "distance")):
         table.add_column(head, justify="left" if index < 2 else "right")
-    for trial in found:
-        table.add_row(trial.name, trial.target, f"{trial.overlap:.1%}", f"{trial.random:.1%}", f"{trial.distance:.4g}")
+    for image in found:
+        table.add_row(image["name"], image["target"], f"{image['overlap']:.1%}",
+                      f"{image['overlap_of_random_change']:.1%}", f"{image['distance']:.4g}")
     console = Console(highlight=False)
     console.print(table)
-    for trial in found:
-        for note in trial.notes:
-            console.print(f"{trial.name}: {note}", style="yellow", markup=False)
+    for image in found:
+        for note in image["notes"]:
+            console.print(f"{image['name']}: {note}", style="yellow", markup=False)
     console.print(f"\npictures and attack.json in {out}")
