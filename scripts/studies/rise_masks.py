@@ -41,8 +41,10 @@ COPIES, BLOCK, SIGMA = 100, 25, 0.15
 COUNTS = (25, 100, 200, 400, 1000)
 KINDS = {"fresh": True, "fixed": False}
 OTHERS: tuple[str | dict[str, Any], ...] = (
-    "gradient", "guided-backprop", "input-x-gradient", "integrated-gradients", "lrp", "cam", "grad-cam", "grad-cam++",
-    "ablation-cam", "layer-cam", {"name": "occlusion", "patch": 32, "stride": 16})
+    *({"name": name, "layer": "input"} for name in (
+        "gradient", "guided-backprop", "input-x-gradient", "integrated-gradients", "lrp", "cam", "grad-cam",
+        "grad-cam++", "ablation-cam", "layer-cam")),
+    {"name": "occlusion", "patch": 32, "stride": 16})
 """The other methods of [PIX] at the input; occlusion with patches of twice the side and a quarter of the passes."""
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "studies" / "rise-masks.md"
 
