@@ -98,6 +98,11 @@ class Paired:
     adjusted: float
     images: int
 
+    def turned(self) -> Paired:
+        """The same comparison the other way round."""
+        return replace(self, first=self.second, second=self.first, difference=-self.difference, low=-self.high,
+                       high=-self.low)
+
 
 def find_runs(paths: Iterable[Path]) -> list[Run]:
     """The runs at the paths, each a run directory or a study's with runs below it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from markupsafe import Markup
@@ -131,13 +131,7 @@ def _with_the_highest(block: Sequence[Paired]) -> list[Paired]:
         wins[p.first] = wins.get(p.first, 0) + (p.difference >= 0)
         wins[p.second] = wins.get(p.second, 0) + (p.difference < 0)
     best = max(wins, key=lambda group: wins[group])
-    return [p if p.first == best else turned(p) for p in block if best in (p.first, p.second)]
-
-
-def turned(pair: Paired) -> Paired:
-    """The same comparison the other way round."""
-    return replace(pair, first=pair.second, second=pair.first, difference=-pair.difference, low=-pair.high,
-                   high=-pair.low)
+    return [p if p.first == best else p.turned() for p in block if best in (p.first, p.second)]
 
 
 def write_page(path: Path, runs: Sequence[str], shown: Sequence[Table], drawn: Sequence[tuple[Drawing, Path]]) -> None:

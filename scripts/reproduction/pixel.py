@@ -182,9 +182,8 @@ def lead_of(pair: Paired | None, first: Group) -> str:
     """The mean difference on the same images, with its bootstrap interval."""
     if pair is None:
         return ""
-    sign = 1 if pair.first == first else -1
-    low, high = sorted((sign * pair.low, sign * pair.high))
-    return f"{100 * sign * pair.difference:.1f} ({100 * low:.1f} to {100 * high:.1f})"
+    lead = pair if pair.first == first else pair.turned()
+    return f"{100 * lead.difference:.1f} ({100 * lead.low:.1f} to {100 * lead.high:.1f})"
 
 
 def place(names: Sequence[str], name: str) -> str:
