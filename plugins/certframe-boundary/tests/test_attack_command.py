@@ -89,6 +89,21 @@ def test_an_interrupted_attack_goes_on(tmp_path, capsys, monkeypatch):
     assert json.loads(capsys.readouterr().out.split("\n}\n")[1] + "\n}") == json.loads(whole)
 
 
+def test_nothing_is_left_of_an_image_that_has_been_replaced(tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 8), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    (tmp_path / "list.csv").write_text("path,label\na.png,3\n")
+    words = [*QUICK, "--data", str(tmp_path / "list.csv"), "--out", str(tmp_path / "out"), "--json"]
+    assert run(words) == 0
+    (tmp_path / "a.png").rename(tmp_path / "b.png")
+    (tmp_path / "list.csv").write_text("path,label\nb.png,77\n")
+    capsys.readouterr()
+    assert run(words) == 1
+    result = json.loads(capsys.readouterr().out)
+    assert (result["images"], len(result["failures"])) == ([], 1)
+    assert json.loads((tmp_path / "out" / "attack.json").read_text()) == result
+
+
 @pytest.mark.parametrize("variant", ["smoothed", "sparsified"])
 def test_other_maps_and_norms(tmp_path, capsys, variant):
     assert run([*QUICK, "--data", "digits", "--limit", "1", "--map", variant, "--copies", "3", "--measured", "8",

@@ -114,6 +114,7 @@ def attack(
             bar.update(task, description=name)
             try:
                 if done.get(index, {}).get("name") != name:
+                    done.pop(index, None)  # of another image that was at this place
                     trial = attempt(setting, dataset.load(index), options, where)
                     _draw(out, index, trial, options)
                     done[index] = {"index": index, **trial.as_dict()}
